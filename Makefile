@@ -1,0 +1,38 @@
+# One line each; CI runs the same ones. `make demo` and `make test` set up .venv themselves.
+.PHONY: setup fix check test test-all bench docs demo clean
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+
+setup: $(STAMP)
+
+# torch comes first and by itself, so that the pinned build is the one that everything after it finds.
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[demo,dev]'
+	touch $(STAMP)
+
+fix: setup
+	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
+
+check: setup
+	$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/mypy && $(BIN)/lint-imports && $(BIN)/python docs/generate.py --check
+
+test: setup
+	$(BIN)/pytest -m 'not slow'
+
+test-all: setup
+	$(BIN)/pytest
+
+bench: setup
+	for file in benchmarks/bench_*.py; do $(BIN)/python $$file || exit 1; done
+
+docs: setup
+	$(BIN)/python docs/generate.py
+
+demo: setup
+	$(BIN)/python examples/demo.py
+
+clean:
+	rm -rf .venv demo-output .forwardpass

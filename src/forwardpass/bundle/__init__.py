@@ -1,0 +1,30 @@
+"""The bundle: a folder with the variants of a model and the proof that stands behind them.
+
+The format is documented in `docs/reference/bundle-format.md`. This package reads and writes it; it neither runs a
+model nor knows a runtime.
+"""
+
+from forwardpass.bundle.manifest import (
+    SCHEMA_VERSION,
+    BundledVariant,
+    FileRecord,
+    GoldenRecord,
+    Manifest,
+    ProcessorRecord,
+)
+from forwardpass.bundle.reader import Bundle, GoldenCall, is_bundle, open_bundle
+from forwardpass.bundle.writer import BundleWriter
+
+__all__ = [
+    "SCHEMA_VERSION",
+    "Bundle",
+    "BundleWriter",
+    "BundledVariant",
+    "FileRecord",
+    "GoldenCall",
+    "GoldenRecord",
+    "Manifest",
+    "ProcessorRecord",
+    "is_bundle",
+    "open_bundle",
+]

@@ -1,0 +1,133 @@
+"""Opening a bundle: nothing of it is used before every file has been checked."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from forwardpass.bundle.manifest import MANIFEST_NAME, BundledVariant, FileRecord, Manifest, decode_manifest
+from forwardpass.bundle.paths import check_member_name, list_members, open_member
+from forwardpass.core.tensors import Array, Signature
+from forwardpass.errors import BundleDamaged, BundleNotFound, InvalidOption
+
+__all__ = ["Bundle", "GoldenCall", "is_bundle", "open_bundle"]
+
+MAX_MANIFEST_BYTES = 16 * 2**20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class GoldenCall:
+    """Inputs of one call and the answer that a variant gave when the bundle was built."""
+
+    inputs: dict[str, Array]
+    outputs: dict[str, Array]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Bundle:
+    """A checked bundle on disk."""
+
+    path: Path
+    manifest: Manifest
+
+    @property
+    def name(self) -> str:
+        """The model's name."""
+        return self.manifest.name
+
+    @property
+    def signature(self) -> Signature:
+        """Inputs and outputs, the same for all variants."""
+        return self.manifest.signature
+
+    def variant(self, name: str | None = None) -> BundledVariant:
+        """Return the named variant, or the default one.
+
+        Raises:
+            InvalidOption: there is no variant of this name.
+        """
+        wanted = self.manifest.default_variant if name is None else name
+        for variant in self.manifest.variants:
+            if variant.name == wanted:
+                return variant
+        names = ", ".join(variant.name for variant in self.manifest.variants)
+        raise InvalidOption(option="--variant", value=wanted, expected=f"one of {names}")
+
+    def locate(self, member: str) -> Path:
+        """Return the path of a listed file or folder."""
+        return self.path / member
+
+    def read(self, member: str) -> bytes:
+        """Read a listed file."""
+        with os.fdopen(open_member(self.path, member), "rb") as file:
+            return file.read()
+
+    def golden_calls(self, variant: BundledVariant) -> list[GoldenCall]:
+        """Return the golden inputs with the outputs of `variant`.
+
+        Raises:
+            BundleDamaged: the arrays do not belong together.
+        """
+        inputs = self._read_calls(self.manifest.golden_inputs)
+        outputs = self._read_calls(variant.golden.path)
+        if len(inputs) != len(outputs) or not inputs:
+            raise BundleDamaged(path=str(self.path), reason=f"{len(inputs)} golden inputs, {len(outputs)} outputs")
+        return [GoldenCall(inputs=given, outputs=got) for given, got in zip(inputs, outputs, strict=True)]
+
+    def _read_calls(self, member: str) -> list[dict[str, Array]]:
+        """Read an archive whose arrays are named `<call>:<tensor>`."""
+        calls: dict[int, dict[str, Array]] = {}
+        try:
+            with np.load(io.BytesIO(self.read(member)), allow_pickle=False) as archive:
+                for key in archive.files:
+                    call, _, tensor = key.partition(":")
+                    calls.setdefault(int(call), {})[tensor] = archive[key]
+        except (ValueError, zipfile.BadZipFile) as error:
+            raise BundleDamaged(path=str(self.path), reason=f"'{member}' is not a readable .npz: {error}") from error
+        return [calls[index] for index in sorted(calls)]
+
+
+def is_bundle(path: Path) -> bool:
+    """Tell whether `path` looks like a bundle, damaged or not."""
+    return (path / MANIFEST_NAME).is_file()
+
+
+def open_bundle(path: Path | str) -> Bundle:
+    """Open a bundle and check every file of it against the manifest.
+
+    Raises:
+        BundleNotFound: there is no manifest.
+        UnsupportedSchema: the manifest is of an unknown version.
+        UnsafePath: a file is a link, or a path leaves the folder.
+        BundleDamaged: a file is missing, altered or undeclared, or the manifest does not fit its schema.
+    """
+    root = Path(path).absolute()
+    if not is_bundle(root):
+        raise BundleNotFound(path=str(path))
+    with os.fdopen(open_member(root, MANIFEST_NAME), "rb") as file:
+        text = file.read(MAX_MANIFEST_BYTES + 1)
+    if len(text) > MAX_MANIFEST_BYTES:
+        raise BundleDamaged(path=str(path), reason=f"{MANIFEST_NAME} is over {MAX_MANIFEST_BYTES} bytes")
+    manifest = decode_manifest(text, path=str(path))
+    for member in manifest.files:
+        check_member_name(member, bundle=str(path))
+    undeclared = sorted(set(list_members(root)) - set(manifest.files) - {MANIFEST_NAME})
+    if undeclared:
+        raise BundleDamaged(path=str(path), reason=f"the file '{undeclared[0]}' is not listed in {MANIFEST_NAME}")
+    for member, record in manifest.files.items():
+        _check_content(root, member, record)
+    return Bundle(path=root, manifest=manifest)
+
+
+def _check_content(root: Path, member: str, record: FileRecord) -> None:
+    with os.fdopen(open_member(root, member), "rb") as file:
+        if os.fstat(file.fileno()).st_size != record.size_bytes:
+            raise BundleDamaged(path=str(root), reason=f"the size of '{member}' is not {record.size_bytes} bytes")
+        if hashlib.file_digest(file, "sha256").hexdigest() != record.sha256:
+            raise BundleDamaged(path=str(root), reason=f"the content of '{member}' has changed (SHA-256 differs)")

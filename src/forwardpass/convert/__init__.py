@@ -1,0 +1,1 @@
+"""Source in, verified variants out."""

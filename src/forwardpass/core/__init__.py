@@ -1,0 +1,1 @@
+"""Values and mathematics that every other layer shares: no file, clock, process or model library here."""

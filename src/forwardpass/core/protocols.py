@@ -1,0 +1,54 @@
+"""What the layers ask of the outside world: to run a variant, to speak a person's language, to tell how far it is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+from forwardpass.core.tensors import Array, Signature, Tensors
+
+__all__ = ["Processor", "Progress", "Runtime"]
+
+
+class Runtime(Protocol):
+    """A loaded variant. Safe to call from one thread at a time."""
+
+    @property
+    def name(self) -> str:
+        """The library that runs it, for example `onnxruntime`."""
+
+    @property
+    def version(self) -> str:
+        """The version of that library."""
+
+    @property
+    def signature(self) -> Signature:
+        """Inputs and outputs as the file declares them."""
+
+    def run(self, tensors: Tensors) -> dict[str, Array]:
+        """Run one call; `tensors` were validated against the signature."""
+
+
+class Processor(Protocol):
+    """Turns a person's input into tensors and the model's outputs back.
+
+    It is a class of an installed package, registered under the entry point group `forwardpass.processors`, and is
+    constructed with the folder of its files inside the bundle.
+    """
+
+    def encode(self, request: Mapping[str, object]) -> dict[str, Array]:
+        """Turn the fields of one request into input tensors.
+
+        Raises:
+            MalformedRequest: a field is missing, unknown or of the wrong type.
+        """
+
+    def decode(self, outputs: Tensors) -> Mapping[str, object]:
+        """Turn the outputs of one request into fields that JSON can carry."""
+
+
+class Progress(Protocol):
+    """Hears how far a long piece of work is."""
+
+    def __call__(self, text: str, *, done: float) -> None:
+        """Take note that the work is at `text`, with the share `done` (0 to 1) behind it."""

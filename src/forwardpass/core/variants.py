@@ -1,0 +1,73 @@
+"""Sources, recipes and variants: what a user trained, and the runnable forms made from it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+__all__ = ["BatchInvariance", "Format", "Precision", "Recipe", "Step", "Variant"]
+
+
+class Format(StrEnum):
+    """The form of a model file, which decides the runtime."""
+
+    ONNX = "onnx"
+    TORCH = "torch"
+
+
+class Precision(StrEnum):
+    """How weights and activations are kept."""
+
+    FP32 = "fp32"
+    FP16_STORAGE = "fp16-storage"
+    """Weights kept in 16 bits on disk and computed with in 32."""
+    INT8_DYNAMIC = "int8-dynamic"
+    INT8_STATIC = "int8-static"
+
+
+class BatchInvariance(StrEnum):
+    """Whether a row's answer depends on the rows that share its batch; see the explanation 'same answer'."""
+
+    BITWISE = "bitwise"
+    TOLERANCE = "within-tolerance"
+    INTERFERENCE = "interference"
+    NOT_BATCHABLE = "not-batchable"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """One operation of a recipe with the parameters that it ran with."""
+
+    operation: str
+    parameters: tuple[tuple[str, str | int | float | bool], ...] = ()
+
+    def __str__(self) -> str:
+        inner = ", ".join(f"{name}={value}" for name, value in self.parameters)
+        return f"{self.operation}({inner})" if inner else self.operation
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """The steps that made a variant from its source; running them again gives the same file."""
+
+    steps: tuple[Step, ...] = ()
+
+    def then(self, step: Step) -> Recipe:
+        """Return this recipe with one more step."""
+        return Recipe(steps=(*self.steps, step))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Variant:
+    """One runnable form of a model.
+
+    `location` is a path for a file, or `package.module:factory` for a PyTorch source; `weights` is the path of the
+    weights that a PyTorch source loads, or empty.
+    """
+
+    name: str
+    format: Format
+    precision: Precision
+    location: str
+    weights: str = ""
+    recipe: Recipe = Recipe()

@@ -1,0 +1,470 @@
+"""Every error that a user of forwardpass can meet, in one tree.
+
+A class takes the facts as keywords, keeps them, and writes the sentence itself: what failed, the value, what was
+expected, what to do. The `slug` is stable; `--json`, the HTTP API and the documentation refer to it. Exit codes and
+HTTP status codes are not here: the command line and the server map the branches of this tree to theirs.
+
+    ForwardpassError
+    ├── UsageError               the user named something that is not there or does not fit
+    │   ├── SourceNotFound
+    │   ├── InvalidReference
+    │   ├── InvalidOption
+    │   ├── InvalidSamples
+    │   ├── InvalidMetric
+    │   ├── UntrustedPickle
+    │   ├── UnknownProcessor
+    │   └── InvalidModel
+    ├── BundleError              a bundle that cannot be trusted or understood
+    │   ├── BundleNotFound
+    │   ├── BundleDamaged
+    │   ├── UnsupportedSchema
+    │   └── UnsafePath
+    ├── ConversionError          a model that cannot take the other form
+    │   ├── UnsupportedOperator
+    │   ├── ExportFailed
+    │   └── ParityFailed
+    ├── EnvironmentProblem       this machine lacks something
+    │   ├── MissingExtra
+    │   ├── StorageFailed
+    │   ├── AddressInUse
+    │   └── ChildFailed
+    ├── GoldenMismatch           a variant does not answer on this machine as it did when it was built
+    └── RequestError             one request that cannot be answered
+        ├── MalformedRequest
+        ├── TensorMismatch
+        ├── BodyTooLarge
+        ├── NotFound
+        ├── Overloaded
+        ├── DeadlineExceeded
+        └── WorkerLost
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+__all__ = [
+    "AddressInUse",
+    "BodyTooLarge",
+    "BundleDamaged",
+    "BundleError",
+    "BundleNotFound",
+    "ChildFailed",
+    "ConversionError",
+    "DeadlineExceeded",
+    "EnvironmentProblem",
+    "ExportFailed",
+    "ForwardpassError",
+    "GoldenMismatch",
+    "InvalidMetric",
+    "InvalidModel",
+    "InvalidOption",
+    "InvalidReference",
+    "InvalidSamples",
+    "MalformedRequest",
+    "MissingExtra",
+    "NotFound",
+    "Overloaded",
+    "ParityFailed",
+    "RequestError",
+    "SourceNotFound",
+    "StorageFailed",
+    "TensorMismatch",
+    "UnknownProcessor",
+    "UnsafePath",
+    "UnsupportedOperator",
+    "UnsupportedSchema",
+    "UntrustedPickle",
+    "UsageError",
+    "WorkerLost",
+]
+
+
+class ForwardpassError(Exception):
+    """Something that forwardpass tells its user in one sentence."""
+
+    slug: ClassVar[str] = "error"
+
+
+# --- what the user named -------------------------------------------------------------------------------------------
+
+
+class UsageError(ForwardpassError):
+    """The user named something that is not there or does not fit."""
+
+    slug = "usage"
+
+
+class SourceNotFound(UsageError, FileNotFoundError):
+    """A path given by the user leads nowhere."""
+
+    slug = "source-not-found"
+
+    def __init__(self, *, path: str, expected: str) -> None:
+        self.path = path
+        self.expected = expected
+        super().__init__(f"Cannot find '{path}': expected {expected}.")
+
+
+class InvalidReference(UsageError, ValueError):
+    """A `package.module:name` that does not lead to a usable object."""
+
+    slug = "invalid-reference"
+
+    def __init__(self, *, reference: str, reason: str) -> None:
+        self.reference = reference
+        self.reason = reason
+        super().__init__(f"Cannot use '{reference}': {reason}. Expected 'package.module:name'.")
+
+
+class InvalidOption(UsageError, ValueError):
+    """An option whose value does not parse or does not fit the others."""
+
+    slug = "invalid-option"
+
+    def __init__(self, *, option: str, value: str, expected: str) -> None:
+        self.option = option
+        self.value = value
+        self.expected = expected
+        super().__init__(f"Invalid value '{value}' for {option}: expected {expected}.")
+
+
+class InvalidSamples(UsageError, ValueError):
+    """Samples that cannot be measured with."""
+
+    slug = "invalid-samples"
+
+    def __init__(self, *, origin: str, reason: str, hint: str = "") -> None:
+        self.origin = origin
+        self.reason = reason
+        self.hint = hint
+        super().__init__(_sentence(f"Cannot use the samples of '{origin}': {reason}.", hint))
+
+
+class InvalidMetric(UsageError, ValueError):
+    """A metric that is unknown, or does not fit the model and the samples."""
+
+    slug = "invalid-metric"
+
+    def __init__(self, *, metric: str, reason: str, hint: str = "") -> None:
+        self.metric = metric
+        self.reason = reason
+        self.hint = hint
+        super().__init__(_sentence(f"Cannot score with the metric '{metric}': {reason}.", hint))
+
+
+class UntrustedPickle(UsageError, PermissionError):
+    """A checkpoint that would have to be unpickled, which can run code."""
+
+    slug = "untrusted-pickle"
+
+    def __init__(self, *, path: str) -> None:
+        self.path = path
+        super().__init__(
+            f"Refusing to load '{path}': it is a pickle, and loading a pickle can run code. Save the weights with "
+            "safetensors.torch.save_file, or pass --trust-pickle if you made this file yourself."
+        )
+
+
+class UnknownProcessor(UsageError, LookupError):
+    """A processor that no installed package provides."""
+
+    slug = "unknown-processor"
+
+    def __init__(self, *, name: str, available: Sequence[str]) -> None:
+        self.name = name
+        self.available = tuple(available)
+        super().__init__(
+            f"No installed package provides the processor '{name}'. Available: {', '.join(available) or 'none'}. "
+            "Install the package that registers it under the entry point group 'forwardpass.processors'."
+        )
+
+
+class InvalidModel(UsageError, ValueError):
+    """A model file that its runtime cannot load."""
+
+    slug = "invalid-model"
+
+    def __init__(self, *, path: str, reason: str) -> None:
+        self.path = path
+        self.reason = reason
+        super().__init__(f"Cannot load the model '{path}': {reason}.")
+
+
+# --- bundles -------------------------------------------------------------------------------------------------------
+
+
+class BundleError(ForwardpassError):
+    """A bundle that cannot be trusted or understood."""
+
+    slug = "bundle"
+
+
+class BundleNotFound(BundleError, FileNotFoundError):
+    """There is no bundle at this place."""
+
+    slug = "bundle-not-found"
+
+    def __init__(self, *, path: str) -> None:
+        self.path = path
+        super().__init__(
+            f"No bundle at '{path}': expected a folder with a manifest.json. 'forwardpass ship' makes one."
+        )
+
+
+class BundleDamaged(BundleError, ValueError):
+    """A file of the bundle is missing, altered, or was never declared."""
+
+    slug = "bundle-damaged"
+
+    def __init__(self, *, path: str, reason: str) -> None:
+        self.path = path
+        self.reason = reason
+        super().__init__(f"The bundle '{path}' is damaged: {reason}. Build it again with 'forwardpass ship'.")
+
+
+class UnsupportedSchema(BundleError, ValueError):
+    """The manifest was written by a version that this one does not know."""
+
+    slug = "unsupported-schema"
+
+    def __init__(self, *, path: str, found: object, supported: int) -> None:
+        self.path = path
+        self.found = found
+        self.supported = supported
+        super().__init__(
+            f"The bundle '{path}' has schema version {found}, but this forwardpass reads version {supported}. "
+            "Install the forwardpass that wrote it, or build the bundle again."
+        )
+
+
+class UnsafePath(BundleError, PermissionError):
+    """A path in a bundle that leaves the bundle's folder."""
+
+    slug = "unsafe-path"
+
+    def __init__(self, *, path: str, member: str, reason: str) -> None:
+        self.path = path
+        self.member = member
+        self.reason = reason
+        super().__init__(
+            f"Refusing to open the bundle '{path}': its file '{member}' {reason}. Bundles hold plain files only."
+        )
+
+
+# --- conversion ----------------------------------------------------------------------------------------------------
+
+
+class ConversionError(ForwardpassError):
+    """A model that cannot take the other form."""
+
+    slug = "conversion"
+
+
+class UnsupportedOperator(ConversionError):
+    """The exporter has no translation for an operator of the model."""
+
+    slug = "unsupported-operator"
+
+    def __init__(self, *, operator: str, location: str = "", opset: int | None = None) -> None:
+        self.operator = operator
+        self.location = location
+        self.opset = opset
+        where = f" ({location})" if location else ""
+        target = f" in opset {opset}" if opset is not None else ""
+        super().__init__(
+            f"Cannot convert the operator '{operator}'{where}: ONNX has no translation for it{target}. "
+            "Replace it in the model by supported operators, or re-run with a newer --opset."
+        )
+
+
+class ExportFailed(ConversionError):
+    """The model could not be traced or written."""
+
+    slug = "export-failed"
+
+    def __init__(self, *, source: str, reason: str, hint: str = "") -> None:
+        self.source = source
+        self.reason = reason
+        self.hint = hint
+        super().__init__(_sentence(f"Cannot convert '{source}': {reason}.", hint))
+
+
+class ParityFailed(ConversionError):
+    """The converted model answers differently from its source."""
+
+    slug = "parity-failed"
+
+    def __init__(self, *, output: str, shape: str, difference: float, tolerance: float) -> None:
+        self.output = output
+        self.shape = shape
+        self.difference = difference
+        self.tolerance = tolerance
+        super().__init__(
+            f"The converted model answers differently from its source: output '{output}' is off by {difference:.3g} "
+            f"(relative, tolerance {tolerance:.3g}) for inputs {shape}. The file was not kept."
+        )
+
+
+# --- this machine --------------------------------------------------------------------------------------------------
+
+
+class EnvironmentProblem(ForwardpassError):
+    """This machine lacks something that the work needs."""
+
+    slug = "environment"
+
+
+class MissingExtra(EnvironmentProblem, ImportError):
+    """An optional dependency is not installed."""
+
+    slug = "missing-extra"
+
+    def __init__(self, *, package: str, extra: str, purpose: str) -> None:
+        self.package = package
+        self.extra = extra
+        self.purpose = purpose
+        super().__init__(
+            f"{purpose[:1].upper()}{purpose[1:]} needs the package '{package}'. "
+            f"Install it with: pip install 'forwardpass[{extra}]'"
+        )
+
+
+class StorageFailed(EnvironmentProblem, OSError):
+    """A file could not be written, for example because the disk is full."""
+
+    slug = "storage-failed"
+
+    def __init__(self, *, path: str, reason: str) -> None:
+        self.path = path
+        self.reason = reason
+        super().__init__(f"Cannot write '{path}': {reason}. Nothing incomplete was left behind.")
+
+
+class AddressInUse(EnvironmentProblem, OSError):
+    """The server cannot listen where it was told to."""
+
+    slug = "address-in-use"
+
+    def __init__(self, *, address: str, reason: str) -> None:
+        self.address = address
+        self.reason = reason
+        super().__init__(f"Cannot listen on {address}: {reason}. Choose another with --host or --port.")
+
+
+class ChildFailed(EnvironmentProblem):
+    """A process that forwardpass started ended before it answered."""
+
+    slug = "child-failed"
+
+    def __init__(self, *, purpose: str, reason: str) -> None:
+        self.purpose = purpose
+        self.reason = reason
+        super().__init__(f"The process for {purpose} failed: {reason}.")
+
+
+# --- answers -------------------------------------------------------------------------------------------------------
+
+
+class GoldenMismatch(ForwardpassError):
+    """A variant does not answer on this machine as it did when it was built."""
+
+    slug = "golden-mismatch"
+
+    def __init__(self, *, variant: str, output: str, difference: float, tolerance: float, machine: str) -> None:
+        self.variant = variant
+        self.output = output
+        self.difference = difference
+        self.tolerance = tolerance
+        self.machine = machine
+        super().__init__(
+            f"The variant '{variant}' answers differently on this machine ({machine}): output '{output}' is off by "
+            f"{difference:.3g} (tolerance {tolerance:.3g}) from the golden answer. Build the bundle on this kind of "
+            "machine, or choose a float variant with --variant."
+        )
+
+
+class RequestError(ForwardpassError):
+    """One request that cannot be answered."""
+
+    slug = "request"
+
+
+class MalformedRequest(RequestError, ValueError):
+    """The body or a header does not follow the protocol."""
+
+    slug = "malformed-request"
+
+    def __init__(self, *, reason: str) -> None:
+        self.reason = reason
+        super().__init__(f"Malformed request: {reason}.")
+
+
+class TensorMismatch(RequestError, ValueError):
+    """A tensor does not fit the model's signature."""
+
+    slug = "tensor-mismatch"
+
+    def __init__(self, *, tensor: str, reason: str, expected: str) -> None:
+        self.tensor = tensor
+        self.reason = reason
+        self.expected = expected
+        super().__init__(f"Input '{tensor}' {reason}; expected {expected}.")
+
+
+class BodyTooLarge(RequestError, ValueError):
+    """The request's body is over the limit."""
+
+    slug = "body-too-large"
+
+    def __init__(self, *, max_bytes: int) -> None:
+        self.max_bytes = max_bytes
+        super().__init__(f"The request body is larger than the limit of {max_bytes} bytes.")
+
+
+class NotFound(RequestError, LookupError):
+    """The request names a model, version or path that is not served."""
+
+    slug = "not-found"
+
+    def __init__(self, *, what: str, available: Sequence[str] = ()) -> None:
+        self.what = what
+        self.available = tuple(available)
+        hint = f" Available: {', '.join(available)}." if available else ""
+        super().__init__(f"There is no {what} here.{hint}")
+
+
+class Overloaded(RequestError):
+    """Accepting the request would not leave it enough time; the client should try later."""
+
+    slug = "overloaded"
+
+    def __init__(self, *, retry_after_s: float, reason: str) -> None:
+        self.retry_after_s = retry_after_s
+        self.reason = reason
+        super().__init__(f"The server is overloaded: {reason}. Try again in {retry_after_s:.3g} s.")
+
+
+class DeadlineExceeded(RequestError, TimeoutError):
+    """The request could not be answered before its deadline."""
+
+    slug = "deadline-exceeded"
+
+    def __init__(self, *, deadline_s: float) -> None:
+        self.deadline_s = deadline_s
+        super().__init__(f"The request could not be answered within its deadline of {deadline_s:.3g} s.")
+
+
+class WorkerLost(RequestError):
+    """The worker process ended while it held the request."""
+
+    slug = "worker-lost"
+
+    def __init__(self, *, model: str) -> None:
+        self.model = model
+        super().__init__(f"The worker process of the model '{model}' ended before it answered. Send the request again.")
+
+
+def _sentence(statement: str, hint: str) -> str:
+    return f"{statement} {hint}" if hint else statement

@@ -1,0 +1,1 @@
+"""Candidates, their measured evidence, and the choice."""

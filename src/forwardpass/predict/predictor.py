@@ -1,0 +1,103 @@
+"""The same checks and the same answers as the server, inside the user's own process."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from forwardpass.bundle import Bundle, open_bundle
+from forwardpass.core.protocols import Processor, Runtime
+from forwardpass.core.tensors import Array, Signature, Tensors
+from forwardpass.errors import MalformedRequest, TensorMismatch
+from forwardpass.predict.golden import check_golden
+from forwardpass.processors import open_processor
+from forwardpass.runtimes import RuntimeOptions, open_runtime
+
+__all__ = ["Predictor", "open_variant"]
+
+
+def open_variant(bundle: Bundle, name: str | None = None, *, options: RuntimeOptions) -> Runtime:
+    """Load a variant of a bundle and check it against its golden answers.
+
+    Raises:
+        InvalidOption: there is no variant of this name.
+        GoldenMismatch: it answers differently on this machine.
+    """
+    variant = bundle.variant(name)
+    runtime = open_runtime(variant.format, str(bundle.locate(variant.path)), options=options)
+    calls = bundle.golden_calls(variant)
+    check_golden(runtime, calls, variant=variant.name, tolerance=variant.golden.tolerance)
+    return runtime
+
+
+class Predictor:
+    """A bundle that answers in this process. Calls from several threads are run one after another."""
+
+    def __init__(self, bundle: Bundle, runtime: Runtime, processor: Processor | None) -> None:
+        self._bundle = bundle
+        self._runtime = runtime
+        self._processor = processor
+        self._lock = threading.Lock()
+
+    @classmethod
+    def open(cls, path: Path | str, *, variant: str | None = None, num_threads: int = 1) -> Predictor:
+        """Open the bundle at `path` with its default variant, or with `variant`.
+
+        Raises:
+            BundleError: the bundle cannot be trusted.
+            GoldenMismatch: the variant answers differently on this machine.
+        """
+        bundle = open_bundle(path)
+        runtime = open_variant(bundle, variant, options=RuntimeOptions(num_threads=num_threads))
+        record = bundle.manifest.processor
+        processor = open_processor(record.name, bundle.locate(record.folder)) if record else None
+        return cls(bundle, runtime, processor)
+
+    @property
+    def signature(self) -> Signature:
+        """Inputs and outputs of the model."""
+        return self._bundle.signature
+
+    def predict(self, inputs: Tensors | Array) -> dict[str, Array]:
+        """Run tensors and return the outputs by name.
+
+        `inputs` maps names to arrays; a model with one input also takes the bare array. An array of another
+        floating-point or integer width is converted where no value changes its kind (float64 to float32).
+
+        Raises:
+            TensorMismatch: a name, dtype or shape does not fit the signature.
+        """
+        tensors = self._as_tensors(inputs)
+        self.signature.validate(tensors)
+        with self._lock:
+            return self._runtime.run(tensors)
+
+    def ask(self, **fields: object) -> Mapping[str, object]:
+        """Answer a person's input with the bundle's processor, for example `ask(text="good morning")`.
+
+        Raises:
+            MalformedRequest: the bundle has no processor, or a field does not fit it.
+        """
+        if self._processor is None:
+            raise MalformedRequest(reason=f"the bundle '{self._bundle.name}' has no processor; use predict()")
+        return self._processor.decode(self.predict(self._processor.encode(fields)))
+
+    def _as_tensors(self, inputs: Tensors | Array) -> dict[str, Array]:
+        specs = {spec.name: spec for spec in self.signature.inputs}
+        if not isinstance(inputs, Mapping):
+            if len(specs) != 1:
+                raise TensorMismatch(
+                    tensor=next(iter(specs)),
+                    reason="was not named",
+                    expected=f"a mapping of {', '.join(specs)}",
+                )
+            inputs = {next(iter(specs)): np.asarray(inputs)}
+        tensors = {}
+        for name, value in inputs.items():
+            array = np.asarray(value)
+            wanted = np.dtype(specs[name].dtype) if name in specs else array.dtype
+            tensors[name] = array.astype(wanted) if np.can_cast(array.dtype, wanted, "same_kind") else array
+        return tensors

@@ -1,0 +1,1 @@
+"""Measuring: latency, throughput, memory and cold start, always in fresh processes."""

@@ -1,0 +1,101 @@
+"""ONNX Runtime on the processor."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+
+from forwardpass.core.tensors import BATCH_AXIS, Array, Dimension, Signature, Tensors, TensorSpec
+from forwardpass.errors import InvalidModel, SourceNotFound
+from forwardpass.runtimes.options import RuntimeOptions
+
+__all__ = ["OnnxRuntime", "session_options"]
+
+_DTYPES = {
+    "tensor(float)": "float32",
+    "tensor(double)": "float64",
+    "tensor(float16)": "float16",
+    "tensor(int8)": "int8",
+    "tensor(int16)": "int16",
+    "tensor(int32)": "int32",
+    "tensor(int64)": "int64",
+    "tensor(uint8)": "uint8",
+    "tensor(uint16)": "uint16",
+    "tensor(uint32)": "uint32",
+    "tensor(uint64)": "uint64",
+    "tensor(bool)": "bool",
+}
+_LOG_ERRORS_ONLY = 3
+
+
+def session_options(options: RuntimeOptions) -> ort.SessionOptions:
+    """Return the settings that every session of forwardpass runs with.
+
+    Weights stay pre-packed: without it the kernel, and with it the last bits of an answer, depends on the batch size.
+    """
+    settings = ort.SessionOptions()
+    settings.intra_op_num_threads = options.num_threads
+    settings.inter_op_num_threads = 1
+    settings.log_severity_level = _LOG_ERRORS_ONLY
+    settings.add_session_config_entry("session.intra_op.allow_spinning", "1" if options.allow_spinning else "0")
+    return settings
+
+
+class OnnxRuntime:
+    """One ONNX file in one session."""
+
+    name = "onnxruntime"
+    version = ort.__version__
+
+    def __init__(self, path: str, *, options: RuntimeOptions) -> None:
+        if not Path(path).is_file():
+            raise SourceNotFound(path=path, expected="an ONNX file")
+        try:
+            self._session = ort.InferenceSession(path, session_options(options), providers=["CPUExecutionProvider"])
+        except Exception as error:  # ONNX Runtime's own classes share no base but this one
+            raise InvalidModel(path=path, reason=_first_line(error)) from error
+        self._signature = _signature(self._session, path)
+        self._output_names = [spec.name for spec in self._signature.outputs]
+
+    @property
+    def signature(self) -> Signature:
+        """Inputs and outputs, with the first dynamic axis that all share named `batch`."""
+        return self._signature
+
+    def run(self, tensors: Tensors) -> dict[str, Array]:
+        """Run one call."""
+        outputs = self._session.run(self._output_names, dict(tensors))
+        return dict(zip(self._output_names, outputs, strict=True))
+
+
+def _signature(session: ort.InferenceSession, path: str) -> Signature:
+    inputs = [_spec(node, path, kind="input", at=at) for at, node in enumerate(session.get_inputs())]
+    outputs = [_spec(node, path, kind="output", at=at) for at, node in enumerate(session.get_outputs())]
+    first_axes = {spec.shape[0] if spec.shape else 0 for spec in inputs}
+    if len(first_axes) == 1 and isinstance(leading := first_axes.pop(), str):
+        inputs = [_renamed(spec, leading) for spec in inputs]
+        outputs = [_renamed(spec, leading) for spec in outputs]
+    return Signature(inputs=tuple(inputs), outputs=tuple(outputs))
+
+
+def _spec(node: ort.NodeArg, path: str, *, kind: str, at: int) -> TensorSpec:
+    if node.type not in _DTYPES:
+        raise InvalidModel(path=path, reason=f"{kind} '{node.name}' has the unsupported type {node.type}")
+    shape: list[Dimension] = []
+    for axis, size in enumerate(node.shape):
+        # An axis without a name gets one of its own; only the first one is taken to be the batch.
+        fallback = BATCH_AXIS if axis == 0 else f"{kind}{at}_axis{axis}"
+        shape.append(size if isinstance(size, int) else size or fallback)
+    return TensorSpec(name=node.name, dtype=_DTYPES[node.type], shape=tuple(shape))
+
+
+def _renamed(spec: TensorSpec, leading: str) -> TensorSpec:
+    """Call the axis `leading` by its role. The names of other axes stay as the file has them."""
+    shape = tuple(BATCH_AXIS if dim == leading else dim for dim in spec.shape)
+    return TensorSpec(name=spec.name, dtype=np.dtype(spec.dtype).name, shape=shape)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__

@@ -1,0 +1,25 @@
+"""Settings that every runtime understands."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+__all__ = ["RuntimeOptions", "num_available_cores"]
+
+
+def num_available_cores() -> int:
+    """Return how many cores this process may use, which in a container can be fewer than the machine has."""
+    return len(os.sched_getaffinity(0))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RuntimeOptions:
+    """How a variant is run.
+
+    `allow_spinning` lets idle threads of the runtime wait busily, which shortens a call on an otherwise idle
+    machine and steals the processor from everything else on a shared one.
+    """
+
+    num_threads: int = 1
+    allow_spinning: bool = False

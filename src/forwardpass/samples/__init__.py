@@ -1,0 +1,1 @@
+"""Reading representative inputs from files, folders and functions."""

@@ -1,0 +1,1 @@
+"""Keeps the latency target of a bundle behind HTTP."""

@@ -1,0 +1,1 @@
+"""Runs the checklist, resumable, and writes the report."""
