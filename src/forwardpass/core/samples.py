@@ -11,7 +11,7 @@ import numpy as np
 from forwardpass.core.tensors import Array
 from forwardpass.errors import InvalidSamples
 
-__all__ = ["SampleGroup", "SampleSplits", "Samples", "split_samples"]
+__all__ = ["SampleGroup", "SampleSplits", "Samples", "fingerprint_samples", "split_samples"]
 
 SPLIT_SHARES = (0.2, 0.3, 0.5)
 """Calibration, validation, test: the test split is the largest, since it alone decides how sure the report can be."""
@@ -136,3 +136,14 @@ def _round_robin(sizes: list[int], total: int) -> list[int]:
                 counts[index] += 1
                 remaining -= 1
     return counts
+
+
+def fingerprint_samples(samples: Samples) -> str:
+    """Return a hash of all inputs and labels, in order."""
+    total = hashlib.sha256()
+    for group in samples.groups:
+        for digest in _digests(group):
+            total.update(digest)
+        if group.labels is not None:
+            total.update(np.ascontiguousarray(group.labels).tobytes())
+    return total.hexdigest()

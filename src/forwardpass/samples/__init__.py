@@ -1,1 +1,5 @@
 """Reading representative inputs from files, folders and functions."""
+
+from forwardpass.samples.loading import LABELS, load_splits
+
+__all__ = ["LABELS", "load_splits"]

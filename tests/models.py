@@ -1,0 +1,91 @@
+"""Tiny ONNX models and bundles that the tests share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from forwardpass.bundle import BundledVariant, BundleWriter, GoldenRecord, Manifest
+from forwardpass.core.measurement import Machine
+from forwardpass.core.tensors import Array
+from forwardpass.core.variants import BatchInvariance, Format, Precision, Recipe
+from forwardpass.runtimes import RuntimeOptions, open_runtime
+
+MACHINE = Machine(
+    cpu="test",
+    instruction_sets=(),
+    num_cores=1,
+    memory_bytes=1,
+    os="linux",
+    python="3",
+    runtimes=(("onnxruntime", "1"),),
+)
+
+
+def write_mlp(path: Path, *, num_inputs: int = 64, num_outputs: int = 10, seed: int = 0) -> Path:
+    """Write `pixels [batch, num_inputs] -> scores [batch, num_outputs]`, one hidden layer."""
+    generator = np.random.default_rng(seed)
+
+    def weights(name: str, *shape: int) -> onnx.TensorProto:
+        return numpy_helper.from_array(generator.standard_normal(shape).astype(np.float32) * 0.2, name)
+
+    nodes = [
+        helper.make_node("Gemm", ["pixels", "w1", "b1"], ["hidden"]),
+        helper.make_node("Relu", ["hidden"], ["active"]),
+        helper.make_node("Gemm", ["active", "w2", "b2"], ["scores"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "mlp",
+        [helper.make_tensor_value_info("pixels", TensorProto.FLOAT, ["batch", num_inputs])],
+        [helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["batch", num_outputs])],
+        [weights("w1", num_inputs, 32), weights("b1", 32), weights("w2", 32, num_outputs), weights("b2", num_outputs)],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    onnx.checker.check_model(model)
+    onnx.save(model, str(path))
+    return path
+
+
+def write_bundle(folder: Path, model: Path, calls: list[dict[str, Array]], *, name: str = "mlp") -> Path:
+    """Write a bundle with one FP32 variant whose golden answers come from ONNX Runtime."""
+    runtime = open_runtime(Format.ONNX, str(model), options=RuntimeOptions())
+    variant = BundledVariant(
+        name="onnx-fp32",
+        format=Format.ONNX,
+        precision=Precision.FP32,
+        path="variants/onnx-fp32/model.onnx",
+        recipe=Recipe(),
+        invariance=BatchInvariance.BITWISE,
+        golden=GoldenRecord(path="golden/onnx-fp32.npz", tolerance=1e-4),
+    )
+    with BundleWriter(folder) as writer:
+        writer.add_file(variant.path, model)
+        writer.add_calls("golden/inputs.npz", calls)
+        writer.add_calls(variant.golden.path, [runtime.run(call) for call in calls])
+        writer.commit(
+            Manifest(
+                schema_version=1,
+                name=name,
+                created_at="2026-01-01T00:00:00Z",
+                forwardpass_version="0",
+                signature=runtime.signature,
+                default_variant=variant.name,
+                variants=(variant,),
+                golden_inputs="golden/inputs.npz",
+                files={},
+                machine=MACHINE,
+            )
+        )
+    return folder
+
+
+def mlp_calls(*, num_calls: int = 2, num_inputs: int = 64) -> list[dict[str, Array]]:
+    """Return calls of one, two, … rows of random pixels."""
+    generator = np.random.default_rng(5)
+    return [
+        {"pixels": generator.standard_normal((rows, num_inputs)).astype(np.float32)} for rows in range(1, num_calls + 1)
+    ]
