@@ -27,6 +27,7 @@ HTTP status codes are not here: the command line and the server map the branches
     │   ├── MissingExtra
     │   ├── StorageFailed
     │   ├── AddressInUse
+    │   ├── WorkInProgress
     │   └── ChildFailed
     ├── GoldenMismatch           a variant does not answer on this machine as it did when it was built
     └── RequestError             one request that cannot be answered
@@ -77,6 +78,7 @@ __all__ = [
     "UnsupportedSchema",
     "UntrustedPickle",
     "UsageError",
+    "WorkInProgress",
     "WorkerLost",
 ]
 
@@ -351,6 +353,16 @@ class AddressInUse(EnvironmentProblem, OSError):
         self.address = address
         self.reason = reason
         super().__init__(f"Cannot listen on {address}: {reason}. Choose another with --host or --port.")
+
+
+class WorkInProgress(EnvironmentProblem, BlockingIOError):
+    """Another process works in the same folder."""
+
+    slug = "work-in-progress"
+
+    def __init__(self, *, path: str) -> None:
+        self.path = path
+        super().__init__(f"Another forwardpass is at work in '{path}'. Wait for it, or choose another --out.")
 
 
 class ChildFailed(EnvironmentProblem):

@@ -52,7 +52,7 @@ def test_an_unknown_variant_names_those_there_are(bundle: Path) -> None:
 
 
 def test_a_model_that_answers_differently_from_its_golden_answers_does_not_open(folder: Path) -> None:
-    bundle = write_bundle(folder / "shifted", folder / "mlp.onnx", mlp_calls())
+    bundle = write_bundle(folder / "shifted", write_mlp(folder / "shifted.onnx"), mlp_calls())
     golden = bundle / "golden/onnx-fp32.npz"
     with np.load(golden) as archive:
         shifted = {name: archive[name] * 1.01 for name in archive.files}

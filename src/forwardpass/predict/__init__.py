@@ -1,6 +1,16 @@
-"""A bundle running in this process: opened, checked against its golden answers, then asked."""
+"""A bundle running in this process: packed, opened, checked against its golden answers, then asked."""
 
 from forwardpass.predict.golden import check_golden, relative_error
+from forwardpass.predict.packing import FLOAT_TOLERANCE, PackingList, VariantToPack, pack_bundle
 from forwardpass.predict.predictor import Predictor, open_variant
 
-__all__ = ["Predictor", "check_golden", "open_variant", "relative_error"]
+__all__ = [
+    "FLOAT_TOLERANCE",
+    "PackingList",
+    "Predictor",
+    "VariantToPack",
+    "check_golden",
+    "open_variant",
+    "pack_bundle",
+    "relative_error",
+]
