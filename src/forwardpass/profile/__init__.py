@@ -1,1 +1,60 @@
-"""Measuring: latency, throughput, memory and cold start, always in fresh processes."""
+"""Measuring: latency, throughput, memory and cold start, always in fresh processes.
+
+Names are loaded when they are first used: the child processes import this package too, and their start is measured.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from forwardpass.profile.invariance import InvarianceAudit, audit_invariance
+    from forwardpass.profile.machine import describe_machine
+    from forwardpass.profile.measuring import profile_variants
+    from forwardpass.profile.profiles import (
+        Cell,
+        ColdStart,
+        InvarianceVerdict,
+        Memory,
+        SkippedCell,
+        VariantProfile,
+        speedup,
+    )
+    from forwardpass.profile.settings import ProfileSettings
+
+_HOMES = {
+    "Cell": "profiles",
+    "ColdStart": "profiles",
+    "InvarianceAudit": "invariance",
+    "InvarianceVerdict": "profiles",
+    "Memory": "profiles",
+    "ProfileSettings": "settings",
+    "SkippedCell": "profiles",
+    "VariantProfile": "profiles",
+    "audit_invariance": "invariance",
+    "describe_machine": "machine",
+    "profile_variants": "measuring",
+    "speedup": "profiles",
+}
+
+__all__ = [
+    "Cell",
+    "ColdStart",
+    "InvarianceAudit",
+    "InvarianceVerdict",
+    "Memory",
+    "ProfileSettings",
+    "SkippedCell",
+    "VariantProfile",
+    "audit_invariance",
+    "describe_machine",
+    "profile_variants",
+    "speedup",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'forwardpass.profile' has no attribute '{name}'")
+    return getattr(import_module(f"forwardpass.profile.{_HOMES[name]}"), name)

@@ -1,0 +1,190 @@
+"""The process that measures one variant: `python -m forwardpass.profile.child`.
+
+It reads commands from stdin and answers on what was its stdout; anything that a library prints goes to stderr. It
+imports nothing but the protocol until it is told to open a variant, so that the import phase of a cold start holds
+what a user's process would import too.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+import msgspec
+
+from forwardpass.errors import ForwardpassError
+from forwardpass.profile.protocol import Answer, Audit, Audited, Command, Failed, Open, Opened, Round, Rounds
+
+if TYPE_CHECKING:
+    from forwardpass.core.protocols import Runtime
+    from forwardpass.core.tensors import Array
+
+__all__ = ["main"]
+
+
+class MeasuredVariant:
+    """A loaded variant with the calls to run it with."""
+
+    def __init__(self, runtime: Runtime, calls: dict[int, str]) -> None:
+        self._runtime = runtime
+        self._paths = calls
+        self._calls: dict[int, list[dict[str, Array]]] = {}
+
+    def run_round(self, command: Round) -> Rounds:
+        """Run a round with the garbage collector off, which would otherwise strike one call among many."""
+        calls = self._load(command.batch_size)[: command.num_calls]
+        gc.disable()
+        try:
+            return _time_calls(self._runtime.run, calls, command.num_passes)
+        finally:
+            gc.enable()
+
+    def audit(self, command: Audit) -> Audited:
+        """Audit batch invariance with the rows of the largest batches as targets and neighbours."""
+        from forwardpass.profile.invariance import audit_invariance
+
+        pick = max if self._runtime.signature.is_batchable else min
+        audit = audit_invariance(self._runtime, self._load(pick(self._paths)), budget_s=command.budget_s)
+        return Audited(
+            verdict=audit.verdict,
+            max_difference=audit.max_difference,
+            worst_case=audit.worst_case,
+            num_comparisons=audit.num_comparisons,
+            answers_sha256=audit.answers_sha256,
+        )
+
+    def _load(self, batch_size: int) -> list[dict[str, Array]]:
+        if batch_size not in self._calls:
+            self._calls[batch_size] = load_calls(self._paths[batch_size])
+        return self._calls[batch_size]
+
+
+def load_calls(path: str, *, max_calls: int | None = None) -> list[dict[str, Array]]:
+    """Read calls from an `.npz` whose arrays are named `<call>:<tensor>`, at most the first `max_calls`."""
+    import numpy as np
+
+    calls: dict[int, dict[str, Array]] = {}
+    with np.load(path, allow_pickle=False) as archive:
+        for key in archive.files:
+            call, _, tensor = key.partition(":")
+            if max_calls is None or int(call) < max_calls:
+                calls.setdefault(int(call), {})[tensor] = archive[key]
+    return [calls[index] for index in sorted(calls)]
+
+
+def open_variant(command: Open) -> tuple[MeasuredVariant, Opened]:
+    """Load a variant and run it once, timing each phase of the cold start."""
+    started = time.perf_counter()
+    _import_runtime(command)
+    imported = time.perf_counter()
+    rss_before_load = read_memory("VmRSS")
+    runtime = _open_runtime(command)
+    loaded = time.perf_counter()
+    (call,) = load_calls(command.calls[min(command.calls)], max_calls=1)
+    ready = time.perf_counter()
+    runtime.run(call)
+    ran = time.perf_counter()
+    opened = Opened(
+        runtime=runtime.name,
+        runtime_version=runtime.version,
+        is_batchable=runtime.signature.is_batchable,
+        import_s=imported - started,
+        load_s=loaded - imported,
+        first_run_s=ran - ready,
+        rss_before_load_bytes=rss_before_load,
+        peak_rss_bytes=read_memory("VmHWM"),
+    )
+    return MeasuredVariant(runtime, command.calls), opened
+
+
+def read_memory(field: str) -> int:
+    """Return `VmRSS` or `VmHWM` of this process in bytes.
+
+    `ru_maxrss` will not do for the peak: across fork and exec it keeps the peak of the parent.
+    """
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(f"{field}:"):
+            return int(line.split()[1]) * 1024
+    raise OSError(f"/proc/self/status has no {field}")
+
+
+def main() -> None:
+    """Answer commands until stdin ends."""
+    commands, answers = _take_over_streams()
+    _serve(commands, answers)
+    # Tearing the libraries down costs time, and some crash while at it; there is nothing left to save.
+    os._exit(0)
+
+
+def _take_over_streams() -> tuple[BinaryIO, BinaryIO]:
+    """Keep stdin and stdout for the protocol; everybody else reads nothing and prints to stderr."""
+    commands, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.close(nothing)
+    os.dup2(2, 1)
+    sys.stdout = sys.stderr
+    return commands, answers
+
+
+def _serve(commands: BinaryIO, answers: BinaryIO) -> None:
+    decoder = msgspec.json.Decoder(Command)
+    variant: MeasuredVariant | None = None
+    for line in commands:
+        answer: Answer
+        try:
+            command = decoder.decode(line)
+            if isinstance(command, Open):
+                variant, answer = open_variant(command)
+            else:
+                assert variant is not None, "the first command opens the variant"
+                answer = variant.audit(command) if isinstance(command, Audit) else variant.run_round(command)
+        except Exception as error:  # the boundary of the process: the parent raises it again
+            answer = _failure(error)
+        answers.write(msgspec.json.encode(answer) + b"\n")
+        answers.flush()
+
+
+def _failure(error: Exception) -> Failed:
+    if isinstance(error, ForwardpassError):
+        return Failed(reason=str(error), slug=error.slug, facts=vars(error))
+    text = str(error).strip().splitlines()
+    return Failed(reason=f"{type(error).__name__}: {text[0][:300]}" if text else type(error).__name__)
+
+
+def _import_runtime(command: Open) -> None:
+    """Import what `open_runtime` would import first, so that loading can be timed without it."""
+    from forwardpass.core.variants import Format
+
+    if command.format is Format.ONNX:
+        import forwardpass.runtimes.onnx
+    else:
+        import forwardpass.runtimes.torch  # noqa: F401
+
+
+def _open_runtime(command: Open) -> Runtime:
+    from forwardpass.runtimes import RuntimeOptions, open_runtime
+
+    options = RuntimeOptions(num_threads=command.num_threads)
+    return open_runtime(command.format, command.location, weights=command.weights, options=options)
+
+
+def _time_calls(run: Callable[[dict[str, Array]], object], calls: list[dict[str, Array]], num_passes: int) -> Rounds:
+    wall_s, cpu_s = [], []
+    for _ in range(num_passes):
+        for call in calls:
+            cpu_started, started = time.process_time(), time.perf_counter()
+            run(call)
+            ended, cpu_ended = time.perf_counter(), time.process_time()
+            wall_s.append(ended - started)
+            cpu_s.append(cpu_ended - cpu_started)
+    return Rounds(wall_s=wall_s, cpu_s=cpu_s)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,264 @@
+"""Profiles variants side by side: every variant in a process of its own, their rounds interleaved.
+
+The parent lets one child run at a time while the others block on a read. Variants therefore share the same minutes
+of the same machine, do not disturb each other, and may use libraries that would not share a process.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from forwardpass.core.calls import CallSets
+from forwardpass.core.measurement import Measurement
+from forwardpass.core.protocols import Progress
+from forwardpass.core.statistics import measure_median
+from forwardpass.core.variants import Variant
+from forwardpass.profile.pacing import CellPlan, plan_cells, predict_call_s, skip_reason
+from forwardpass.profile.process import ChildProcess
+from forwardpass.profile.profiles import (
+    Cell,
+    ColdStart,
+    InvarianceVerdict,
+    Memory,
+    RoundTimes,
+    SkippedCell,
+    VariantProfile,
+    summarise_cell,
+)
+from forwardpass.profile.protocol import Audit, Audited, Open, Opened, Round, Rounds
+from forwardpass.profile.settings import ProfileSettings
+
+__all__ = ["profile_variants"]
+
+_NUM_WARM_UP_CALLS = 2
+"""The first call at a new batch size allocates; the second one tells how long a call takes."""
+
+
+def profile_variants(
+    variants: Sequence[Variant], calls: CallSets, *, settings: ProfileSettings, progress: Progress
+) -> tuple[VariantProfile, ...]:
+    """Measure every variant and return the profiles in the same order.
+
+    Batch sizes are those of `settings` that `calls` holds, and the smallest of `calls` in any case.
+
+    Raises:
+        ForwardpassError: a variant cannot be loaded; the error is that of its runtime.
+        ChildFailed: a process ended or hung before it answered.
+    """
+    with tempfile.TemporaryDirectory(prefix="forwardpass-profile-") as folder:
+        paths = _save_calls(calls, settings, Path(folder))
+        num_calls = {size: len(calls[size]) for size in paths}
+        session = _Session(
+            records={variant.name: _Record(variant=variant) for variant in variants},
+            paths=paths,
+            num_calls=num_calls,
+            settings=settings,
+            progress=_Steps(progress, total=len(settings.thread_counts) * len(paths) + settings.num_cold_starts),
+        )
+        for num_threads in settings.thread_counts:
+            _sweep(session, num_threads)
+        _measure_cold_starts(session)
+        return tuple(_profile_of(record) for record in session.records.values())
+
+
+class _Steps:
+    """Counts the steps of the work and tells how far it is."""
+
+    def __init__(self, progress: Progress, *, total: int) -> None:
+        self._progress = progress
+        self._total = total
+        self._done = 0
+
+    def __call__(self, text: str) -> None:
+        self._progress(text, done=self._done / self._total)
+        self._done += 1
+
+
+@dataclass(slots=True, kw_only=True)
+class _Record:
+    """What has been measured of one variant so far."""
+
+    variant: Variant
+    opened: Opened | None = None
+    cells: list[Cell] = field(default_factory=list)
+    skipped: list[SkippedCell] = field(default_factory=list)
+    audits: list[Audited] = field(default_factory=list)
+    cold_starts: list[tuple[float, Opened]] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Session:
+    """The work: what to measure, with which inputs, and the records that it fills."""
+
+    records: Mapping[str, _Record]
+    paths: Mapping[int, str]
+    num_calls: Mapping[int, int]
+    settings: ProfileSettings
+    progress: _Steps
+
+    def spawn(self, record: _Record) -> ChildProcess:
+        """Prepare a process for a variant."""
+        return ChildProcess(
+            purpose=f"measuring the variant '{record.variant.name}'", max_wait_s=self.settings.max_wait_s
+        )
+
+    def opening(self, record: _Record, num_threads: int) -> Open:
+        """Return the command that loads a variant."""
+        return Open(
+            format=record.variant.format,
+            location=record.variant.location,
+            weights=record.variant.weights,
+            num_threads=num_threads,
+            calls=dict(self.paths),
+        )
+
+
+def _save_calls(calls: CallSets, settings: ProfileSettings, folder: Path) -> dict[int, str]:
+    """Write the calls of each batch size where the children will read them."""
+    paths = {}
+    for batch_size in sorted({min(calls), *(size for size in settings.batch_sizes if size in calls)}):
+        paths[batch_size] = str(folder / f"{batch_size}.npz")
+        arrays = {f"{at}:{name}": array for at, call in enumerate(calls[batch_size]) for name, array in call.items()}
+        np.savez(paths[batch_size], allow_pickle=False, **arrays)
+    return paths
+
+
+# --- latency -------------------------------------------------------------------------------------------------------
+
+
+def _sweep(session: _Session, num_threads: int) -> None:
+    """Measure all batch sizes with one number of threads, all variants side by side."""
+    with ExitStack() as stack:
+        children: dict[str, ChildProcess] = {}
+        for name, record in session.records.items():
+            children[name] = stack.enter_context(session.spawn(record))
+            record.opened = children[name].ask(session.opening(record, num_threads), Opened)
+            # Only the first number of threads looks for interference; the others compare the answers of rows alone.
+            budget_s = 0.0 if record.audits else session.settings.audit_budget_s
+            record.audits.append(children[name].ask(Audit(budget_s=budget_s), Audited))
+        for batch_size in session.paths:
+            session.progress(f"batch size {batch_size}, {_count(num_threads, 'thread')}")
+            _measure_batch_size(session, children, num_threads=num_threads, batch_size=batch_size)
+
+
+def _measure_batch_size(
+    session: _Session, children: Mapping[str, ChildProcess], *, num_threads: int, batch_size: int
+) -> None:
+    call_s = {}
+    for name, record in session.records.items():
+        reason = _reason_to_skip(record, session.settings, num_threads=num_threads, batch_size=batch_size)
+        if reason:
+            record.skipped.append(SkippedCell(num_threads=num_threads, batch_size=batch_size, reason=reason))
+        else:
+            warm_up = Round(batch_size=batch_size, num_calls=1, num_passes=_NUM_WARM_UP_CALLS)
+            call_s[name] = children[name].ask(warm_up, Rounds).wall_s[-1]
+    if not call_s:
+        return
+    plans = plan_cells(call_s, num_available_calls=session.num_calls[batch_size], settings=session.settings)
+    for name, rounds in _run_interleaved(children, plans, batch_size=batch_size).items():
+        cell = summarise_cell(num_threads=num_threads, batch_size=batch_size, rounds=rounds)
+        session.records[name].cells.append(cell)
+
+
+def _run_interleaved(
+    children: Mapping[str, ChildProcess], plans: Mapping[str, CellPlan], *, batch_size: int
+) -> dict[str, list[RoundTimes]]:
+    """Run A B C A B C …; a variant whose rounds are done drops out."""
+    measured: dict[str, list[RoundTimes]] = {name: [] for name in plans}
+    for at in range(max(plan.num_rounds for plan in plans.values())):
+        for name, plan in plans.items():
+            if at < plan.num_rounds:
+                command = Round(batch_size=batch_size, num_calls=plan.num_calls, num_passes=plan.num_passes)
+                rounds = children[name].ask(command, Rounds)
+                measured[name].append(RoundTimes(wall_s=rounds.wall_s, cpu_s=rounds.cpu_s))
+    return measured
+
+
+def _reason_to_skip(record: _Record, settings: ProfileSettings, *, num_threads: int, batch_size: int) -> str:
+    cells = [cell for cell in record.cells if cell.num_threads == num_threads]
+    skipped = [cell.batch_size for cell in record.skipped if cell.num_threads == num_threads]
+    assert record.opened is not None, "the sweep opens every variant before it measures"
+    if cells and not record.opened.is_batchable:
+        return "the model takes one row a call"
+    predicted_s = predict_call_s({cell.batch_size: cell.p50_s.value for cell in cells}, batch_size)
+    return skip_reason(predicted_s, skipped, settings)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+# --- cold start ----------------------------------------------------------------------------------------------------
+
+
+def _measure_cold_starts(session: _Session) -> None:
+    """Start fresh processes, one after another, A B C A B C …; the sweep before has filled the page cache."""
+    num_threads = session.settings.thread_counts[0]
+    for number in range(session.settings.num_cold_starts):
+        session.progress(f"cold start {number + 1} of {session.settings.num_cold_starts}")
+        for record in session.records.values():
+            with session.spawn(record) as child:
+                opened = child.ask(session.opening(record, num_threads), Opened)
+                total_s = time.perf_counter() - child.started_s
+            record.cold_starts.append((total_s, opened))
+
+
+def _profile_of(record: _Record) -> VariantProfile:
+    assert record.opened is not None, "every variant was opened"
+    return VariantProfile(
+        variant=record.variant.name,
+        runtime=record.opened.runtime,
+        runtime_version=record.opened.runtime_version,
+        file_bytes=_file_bytes(record.variant),
+        cells=tuple(record.cells),
+        skipped=tuple(record.skipped),
+        cold_start=_cold_start_of(record.cold_starts),
+        memory=_memory_of([opened for _, opened in record.cold_starts]),
+        invariance=_invariance_of(record.audits),
+    )
+
+
+def _cold_start_of(starts: Sequence[tuple[float, Opened]]) -> ColdStart:
+    def seconds(values: list[float]) -> Measurement:
+        return measure_median(np.array(values), unit="s")
+
+    return ColdStart(
+        start_s=seconds([total - it.import_s - it.load_s - it.first_run_s for total, it in starts]),
+        import_s=seconds([it.import_s for _, it in starts]),
+        load_s=seconds([it.load_s for _, it in starts]),
+        first_run_s=seconds([it.first_run_s for _, it in starts]),
+        total_s=seconds([total for total, _ in starts]),
+    )
+
+
+def _memory_of(opened: Sequence[Opened]) -> Memory:
+    peaks = np.array([it.peak_rss_bytes for it in opened])
+    added = np.array([it.peak_rss_bytes - it.rss_before_load_bytes for it in opened])
+    return Memory(peak_bytes=measure_median(peaks, unit="bytes"), added_bytes=measure_median(added, unit="bytes"))
+
+
+def _invariance_of(audits: Sequence[Audited]) -> InvarianceVerdict:
+    first = audits[0]
+    answers = {audit.answers_sha256 for audit in audits}
+    return InvarianceVerdict(
+        verdict=first.verdict,
+        max_difference=first.max_difference,
+        worst_case=first.worst_case,
+        num_comparisons=first.num_comparisons,
+        is_same_across_threads=len(answers) == 1 if len(audits) > 1 else None,
+    )
+
+
+def _file_bytes(variant: Variant) -> int | None:
+    """Return the size of the model file, or of a source's weights, with external weights beside it."""
+    path = Path(variant.weights or variant.location)
+    if not path.is_file():
+        return None
+    return sum(file.stat().st_size for file in (path, path.with_name(f"{path.name}.data")) if file.is_file())

@@ -1,0 +1,80 @@
+"""What the measuring process and its children say to each other: one JSON document a line."""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+import msgspec
+
+from forwardpass.core.variants import BatchInvariance, Format
+
+__all__ = ["Answer", "Audit", "Audited", "Command", "Failed", "Open", "Opened", "Round", "Rounds"]
+
+
+class Open(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="open"):
+    """Load a variant and run the first of its calls."""
+
+    format: Format
+    location: str
+    weights: str
+    num_threads: int
+    calls: dict[int, str]
+    """The path of an `.npz` for each batch size, its arrays named `<call>:<tensor>`."""
+
+
+class Round(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="round"):
+    """Run the first `num_calls` calls of a batch size `num_passes` times."""
+
+    batch_size: int
+    num_calls: int
+    num_passes: int
+
+
+class Audit(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="audit"):
+    """Compare rows alone with the same rows in batches; with `budget_s` 0 only take the answers of rows alone."""
+
+    budget_s: float
+
+
+Command: TypeAlias = Open | Round | Audit
+
+
+class Opened(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="opened"):
+    """The variant is loaded and has answered once."""
+
+    runtime: str
+    runtime_version: str
+    is_batchable: bool
+    import_s: float
+    load_s: float
+    first_run_s: float
+    rss_before_load_bytes: int
+    peak_rss_bytes: int
+
+
+class Rounds(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="rounds"):
+    """Wall time and CPU time of every call of a round, in order."""
+
+    wall_s: list[float]
+    cpu_s: list[float]
+
+
+class Audited(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="audited"):
+    """What the audit found; `answers_sha256` is over the answers of rows alone."""
+
+    verdict: BatchInvariance
+    max_difference: float
+    worst_case: str
+    num_comparisons: int
+    answers_sha256: str
+
+
+class Failed(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="failed"):
+    """The command raised: an error of our tree by its slug and facts, or any other one by its text alone."""
+
+    reason: str
+    slug: str = ""
+    facts: dict[str, str | int | float | list[str] | None] = {}
+
+
+Answer: TypeAlias = Opened | Rounds | Audited | Failed

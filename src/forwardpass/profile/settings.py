@@ -1,0 +1,53 @@
+"""How much is measured, and how long that may take."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from forwardpass.runtimes.options import num_available_cores
+
+__all__ = ["ProfileSettings"]
+
+
+def _doubling_thread_counts() -> tuple[int, ...]:
+    """Return 1, 2, 4, … and the number of cores itself."""
+    num_cores = num_available_cores()
+    powers = [2**exponent for exponent in range(num_cores.bit_length()) if 2**exponent < num_cores]
+    return (*powers, num_cores)
+
+
+def _extreme_thread_counts() -> tuple[int, ...]:
+    return tuple(sorted({1, num_available_cores()}))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProfileSettings:
+    """What is measured for every variant. A cell is one variant at one thread count and one batch size.
+
+    A round runs the same calls for every variant and aims at `round_s`; a slow model gets fewer and shorter rounds,
+    and a batch size that cannot have a few calls within `cell_budget_s` is skipped, which the result says.
+    """
+
+    batch_sizes: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
+    thread_counts: tuple[int, ...] = field(default_factory=_doubling_thread_counts)
+    num_rounds: int = 9
+    round_s: float = 0.2
+    cell_budget_s: float = 4.0
+    num_cold_starts: int = 5
+    audit_budget_s: float = 3.0
+    """For the batch-invariance audit of one variant."""
+    max_wait_s: float = 300.0
+    """A child that gives no answer for so long has failed."""
+
+    @classmethod
+    def quick(cls) -> ProfileSettings:
+        """Return settings that take a few seconds per variant and still give intervals."""
+        return cls(
+            batch_sizes=(1, 4, 16),
+            thread_counts=_extreme_thread_counts(),
+            num_rounds=5,
+            round_s=0.08,
+            cell_budget_s=0.6,
+            num_cold_starts=3,
+            audit_budget_s=0.5,
+        )
