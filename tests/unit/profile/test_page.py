@@ -1,0 +1,87 @@
+"""The profile page: complete, self-contained, and safe with any name."""
+
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from forwardpass.core.variants import BatchInvariance
+from forwardpass.profile.page import render_profile_page
+from tests.models import MACHINE
+from tests.unit.profile.examples import example_profile
+
+HOSTILE = "<img src=x onerror=alert(1)>&\"'"
+VOID = {"meta"}
+
+
+class Outline(HTMLParser):
+    """Checks that tags close in order, and collects tags, attributes and text."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: set[str] = set()
+        self.attributes: set[str] = set()
+        self.text = ""
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        self.attributes.update(name for name, _ in attrs)
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        self.attributes.update(name for name, _ in attrs)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def outline(page: str) -> Outline:
+    parser = Outline()
+    parser.feed(page)
+    assert parser.open == []
+    return parser
+
+
+@pytest.fixture(scope="module")
+def page() -> str:
+    fast = example_profile("int8", row_s=1e-3, round_p50_s=(1e-3,) * 5, batch_sizes=(1, 4), thread_counts=(1, 2))
+    slow = example_profile("fp32", row_s=2e-3, round_p50_s=(2e-3,) * 5, batch_sizes=(1, 4), thread_counts=(1, 2))
+    return render_profile_page([slow, fast], MACHINE, "shop model")
+
+
+def test_the_page_loads_nothing_and_runs_nothing(page: str) -> None:
+    parsed = outline(page)
+    assert not parsed.tags & {"script", "link", "img", "iframe", "object"}
+    assert not parsed.attributes & {"src", "href", "srcset"}
+    assert not [name for name in parsed.attributes if name.startswith("on")]
+    assert not re.search(r"url\(|@import", page)
+
+
+def test_the_page_says_what_was_found_and_what_was_not_measured(page: str) -> None:
+    text = outline(page).text.replace("\u00a0", " ")
+    assert "2.00× as fast as fp32 (2.00× to 2.00×)" in text
+    assert "fp32, 1 thread, batch size 64: not measured; 6 calls would take about 9 s." in text
+    for heading in ("Latency and throughput", "Cold start and memory", "Same answer", "All numbers"):
+        assert heading in text
+    assert MACHINE.cpu in text
+
+
+def test_interference_is_on_top_of_the_page() -> None:
+    guilty = example_profile("dynamic", verdict=BatchInvariance.INTERFERENCE)
+    text = outline(render_profile_page([guilty], MACHINE, "m")).text
+    assert "Requests change each other's answers in dynamic." in text[: text.index("Latency and throughput")]
+
+
+def test_names_from_outside_stay_text() -> None:
+    page = render_profile_page([example_profile(HOSTILE)], MACHINE, HOSTILE)
+    parsed = outline(page)
+    assert "img" not in parsed.tags
+    assert HOSTILE in parsed.text
