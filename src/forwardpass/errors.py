@@ -22,6 +22,7 @@ HTTP status codes are not here: the command line and the server map the branches
     ├── ConversionError          a model that cannot take the other form
     │   ├── UnsupportedOperator
     │   ├── ExportFailed
+    │   │   └── DataDependentControlFlow
     │   └── ParityFailed
     ├── EnvironmentProblem       this machine lacks something
     │   ├── MissingExtra
@@ -53,6 +54,7 @@ __all__ = [
     "BundleNotFound",
     "ChildFailed",
     "ConversionError",
+    "DataDependentControlFlow",
     "DeadlineExceeded",
     "EnvironmentProblem",
     "ExportFailed",
@@ -291,6 +293,20 @@ class ExportFailed(ConversionError):
         self.reason = reason
         self.hint = hint
         super().__init__(_sentence(f"Cannot convert '{source}': {reason}.", hint))
+
+
+class DataDependentControlFlow(ExportFailed):
+    """The model takes another path for other values, which a traced graph cannot."""
+
+    slug = "data-dependent-control-flow"
+
+    def __init__(self, *, source: str, location: str) -> None:
+        self.location = location
+        super().__init__(
+            source=source,
+            reason="its control flow depends on the values of a tensor" + (f" at {location}" if location else ""),
+            hint="Use torch.where or torch.cond instead of Python's if, or move the decision out of the model.",
+        )
 
 
 class ParityFailed(ConversionError):

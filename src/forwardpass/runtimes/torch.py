@@ -2,26 +2,177 @@
 
 from __future__ import annotations
 
-from forwardpass.core.tensors import Array, Signature, Tensors
+import inspect
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from forwardpass.core.references import resolve_reference
+from forwardpass.core.tensors import BATCH_AXIS, Array, Signature, Tensors, TensorSpec
+from forwardpass.errors import InvalidModel, InvalidReference, MissingExtra, SourceNotFound, UntrustedPickle
 from forwardpass.runtimes.options import RuntimeOptions
 
-__all__ = ["TorchRuntime"]
+try:
+    import torch
+    from torch import nn
+except ImportError as error:
+    raise MissingExtra(package="torch", extra="torch", purpose="running a PyTorch model") from error
+
+__all__ = ["TorchRuntime", "input_names", "is_pickle", "load_module", "named_outputs"]
+
+_PICKLE_STARTS = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05", b"PK\x03\x04", b"(dp", b"}q", b"ccollections")
+"""How pickles begin, and the zip archives that torch.save puts them in."""
 
 
 class TorchRuntime:
-    """A PyTorch module in inference mode."""
+    """A PyTorch module in inference mode.
+
+    The names of its inputs are those of `forward`'s arguments. Its outputs are named by the keys of a mapping, or
+    `output` for a single tensor, or `output_0`, `output_1`, … for a sequence.
+    """
 
     name = "torch"
-    version = ""
+    version = str(torch.__version__)
 
-    def __init__(self, signature: Signature) -> None:
-        self.signature = signature
+    def __init__(self, module: nn.Module, *, options: RuntimeOptions) -> None:
+        torch.set_num_threads(options.num_threads)
+        self.module = module.eval()
+        self._signature: Signature | None = None
 
     @classmethod
-    def from_reference(cls, reference: str, *, weights: str, options: RuntimeOptions) -> TorchRuntime:
-        """Load `package.module:factory`."""
-        raise NotImplementedError
+    def from_reference(cls, reference: str, *, weights: str = "", options: RuntimeOptions) -> TorchRuntime:
+        """Call the factory `package.module:factory` and load its weights.
+
+        Raises:
+            InvalidReference: the factory is not there, fails, or returns no module.
+            UntrustedPickle: the weights are a pickle.
+            InvalidModel: the weights do not fit the module.
+        """
+        return cls(load_module(reference, weights=weights), options=options)
+
+    @property
+    def signature(self) -> Signature:
+        """Inputs and outputs as the last call showed them: a module declares none.
+
+        Raises:
+            InvalidModel: nothing was run yet.
+        """
+        if self._signature is None:
+            raise InvalidModel(
+                path=type(self.module).__name__, reason="a PyTorch module has no signature before it ran"
+            )
+        return self._signature
 
     def run(self, tensors: Tensors) -> dict[str, Array]:
         """Run one call."""
-        raise NotImplementedError
+        with torch.inference_mode():
+            given = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in tensors.items()}
+            answers = {name: value.numpy() for name, value in named_outputs(self.module(**given)).items()}
+        if self._signature is None:
+            self._signature = Signature(inputs=_specs(tensors), outputs=_specs(answers))
+        return answers
+
+
+def load_module(reference: str, *, weights: str = "") -> nn.Module:
+    """Call a factory, load the weights strictly, and return the module in evaluation mode.
+
+    Raises:
+        InvalidReference: the factory is not there, fails, or returns no module.
+        SourceNotFound: there is no weights file.
+        UntrustedPickle: the weights are a pickle.
+        InvalidModel: the weights do not fit the module.
+    """
+    factory = resolve_reference(reference)
+    if not callable(factory):
+        raise InvalidReference(reference=reference, reason="it is not a function or class")
+    try:
+        module = factory()
+    except Exception as error:  # whatever the user's factory raises
+        raise InvalidReference(
+            reference=reference, reason=f"calling it raised {type(error).__name__}: {error}"
+        ) from error
+    if not isinstance(module, nn.Module):
+        raise InvalidReference(
+            reference=reference, reason=f"it returned {type(module).__name__}, not a torch.nn.Module"
+        )
+    if weights:
+        _load_weights(module, weights)
+    return module.eval()
+
+
+def is_pickle(path: Path) -> bool:
+    """Tell from its content whether a file is a pickle; a name proves nothing."""
+    with path.open("rb") as file:
+        return file.read(16).startswith(_PICKLE_STARTS)
+
+
+def input_names(module: nn.Module) -> tuple[str, ...]:
+    """Return the names of `forward`'s arguments."""
+    return tuple(inspect.signature(module.forward).parameters)
+
+
+def named_outputs(returned: object) -> dict[str, torch.Tensor]:
+    """Name what a module returned: a tensor, a sequence, a mapping, or a mapping-like output of transformers.
+
+    Raises:
+        InvalidModel: it returned something else.
+    """
+    if isinstance(returned, torch.Tensor):
+        return {"output": returned}
+    if isinstance(returned, Mapping):
+        pairs = [(str(name), value) for name, value in returned.items()]
+    elif isinstance(returned, tuple | list):
+        pairs = [(f"output_{index}", value) for index, value in enumerate(returned)]
+    else:
+        pairs = []
+    named = {name: value for name, value in pairs if isinstance(value, torch.Tensor)}
+    if not named or len(named) != len(pairs):
+        raise InvalidModel(
+            path="the module", reason=f"it returned {type(returned).__name__}, not tensors in a tuple or a mapping"
+        )
+    return named
+
+
+def _load_weights(module: nn.Module, weights: str) -> None:
+    path = Path(weights)
+    if not path.is_file():
+        raise SourceNotFound(path=weights, expected="a .safetensors file")
+    if is_pickle(path):
+        raise UntrustedPickle(path=weights)
+    try:
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+    except ImportError as error:
+        raise MissingExtra(package="safetensors", extra="torch", purpose="reading weights") from error
+    try:
+        state = load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise InvalidModel(path=weights, reason=f"it is not a readable safetensors file ({error})") from error
+    _check_weights(module, state, weights)
+    module.load_state_dict(state)
+
+
+def _check_weights(module: nn.Module, state: Mapping[str, torch.Tensor], weights: str) -> None:
+    """Compare names and shapes before loading, for a sentence instead of a page."""
+    expected = module.state_dict()
+    problems = {
+        "it lacks": sorted(set(expected) - set(state)),
+        "the module does not have": sorted(set(state) - set(expected)),
+        "the shape differs for": sorted(
+            name for name in set(expected) & set(state) if expected[name].shape != state[name].shape
+        ),
+    }
+    for words, names in problems.items():
+        if names:
+            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            reason = f"{words} {', '.join(names[:3])}{more}"
+            raise InvalidModel(path=weights, reason=f"it does not fit the module: {reason}")
+
+
+def _specs(tensors: Tensors) -> tuple[TensorSpec, ...]:
+    """Describe the tensors of one call; only the first axis is known to be dynamic."""
+    return tuple(
+        TensorSpec(name=name, dtype=array.dtype.name, shape=(BATCH_AXIS, *array.shape[1:]) if array.ndim else ())
+        for name, array in tensors.items()
+    )

@@ -1,0 +1,149 @@
+"""PyTorch's two exporters, with what they say put into one sentence."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import os
+import re
+import sys
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from forwardpass.convert.axes import DynamicAxes
+from forwardpass.core.tensors import Array
+from forwardpass.errors import (
+    ConversionError,
+    DataDependentControlFlow,
+    ExportFailed,
+    MissingExtra,
+    UnsupportedOperator,
+)
+from forwardpass.runtimes.torch import named_outputs
+
+__all__ = ["EXPORTERS", "export"]
+
+EXPORTERS = ("dynamo", "legacy")
+"""In the order of trying. The legacy one bakes sizes in more often, but knows a few operators more."""
+
+_UNSUPPORTED = (
+    re.compile(r"No ONNX function found for <OpOverload\(op='(?P<operator>[\w.:]+)'"),
+    re.compile(r"Exporting the operator '?(?P<operator>[\w:.]+)'? to ONNX"),
+    re.compile(r"No decompositions registered for the complex-valued input.*?(?P<operator>aten[\w.:]+)", re.DOTALL),
+)
+_DATA_DEPENDENT = re.compile(r"data-dependent|Dynamic control flow|cond\(|could not extract specialized", re.IGNORECASE)
+_USER_LINE = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+), in (?P<function>\w+)')
+_LIBRARY = re.compile(r"/(torch|onnxscript|onnx_ir)/|<eval_with_key>|<frozen")
+
+
+def export(
+    module: nn.Module,
+    example: Mapping[str, Array],
+    axes: DynamicAxes,
+    *,
+    exporter: str,
+    out: Path,
+    opset: int | None,
+    name: str,
+) -> None:
+    """Write `module` to `out` as one ONNX file.
+
+    Raises:
+        UnsupportedOperator: ONNX has no translation for an operator.
+        ExportFailed: the module cannot be traced.
+        MissingExtra: the exporter's packages are not installed.
+    """
+    inputs = {tensor: torch.from_numpy(array) for tensor, array in example.items()}
+    with torch.inference_mode():
+        outputs = tuple(named_outputs(module(**inputs)))
+    arguments: dict[str, Any] = {
+        "kwargs": inputs,
+        "input_names": list(inputs),
+        "output_names": list(outputs),
+        "opset_version": opset,
+        "verbose": False,
+    }
+    if exporter == "dynamo":
+        shapes = {tensor: dict(names) for tensor, names in axes.items()}
+        arguments |= {"dynamo": True, "dynamic_shapes": shapes, "external_data": False, "optimize": True}
+    else:
+        first = {output: {0: "batch"} for output in outputs}
+        arguments |= {"dynamo": False, "dynamic_axes": {**{t: dict(n) for t, n in axes.items()}, **first}}
+    try:
+        with _quiet():
+            torch.onnx.export(module, (), str(out), **arguments)
+    except ModuleNotFoundError as error:
+        raise MissingExtra(package=error.name or "onnxscript", extra="torch", purpose="exporting to ONNX") from error
+    except Exception as error:  # the exporters raise what lies deep below them
+        raise _translated(error, name) from error
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the exporter's prints, warnings and log lines to itself; its errors still come through.
+
+    The older exporter prints whole graphs from C++, past `sys.stdout`: so the descriptor itself leads elsewhere.
+    """
+    disabled = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    sys.stdout.flush()
+    stdout = os.dup(1)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    try:
+        with (
+            warnings.catch_warnings(),
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(io.StringIO()),
+        ):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        os.dup2(stdout, 1)
+        os.close(stdout)
+        os.close(nowhere)
+        logging.disable(disabled)
+
+
+def _translated(error: Exception, name: str) -> ConversionError:
+    text = "\n".join(str(link) for link in _chain(error))
+    where = _user_line(error, text)
+    for pattern in _UNSUPPORTED:
+        match = pattern.search(text)
+        if match:
+            return UnsupportedOperator(operator=match["operator"].replace("::", "."), location=where)
+    at = f" at {where}" if where else ""
+    if _DATA_DEPENDENT.search(text):
+        return DataDependentControlFlow(source=name, location=where)
+    cause = list(_chain(error))[-1]
+    first_line = next((line.strip() for line in str(cause).splitlines() if line.strip()), "no message")
+    return ExportFailed(source=name, reason=f"tracing it raised {type(cause).__name__}{at}: {first_line[:300]}")
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    link: BaseException | None = error
+    while link is not None:
+        yield link
+        link = link.__cause__ or link.__context__
+
+
+def _user_line(error: Exception, text: str) -> str:
+    """Return the last line of the user's own code in the trace, as `file.py:12`."""
+    for link in _chain(error):
+        trace = link.__traceback__
+        lines = []
+        while trace is not None:
+            file = trace.tb_frame.f_code.co_filename
+            if not _LIBRARY.search(file) and "/forwardpass/" not in file and not file.endswith("contextlib.py"):
+                lines.append(f"{Path(file).name}:{trace.tb_lineno}")
+            trace = trace.tb_next
+        if lines:
+            return lines[-1]
+    found = [match for match in _USER_LINE.finditer(text) if not _LIBRARY.search(match["file"])]
+    return f"{Path(found[-1]['file']).name}:{found[-1]['line']}" if found else ""
