@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from forwardpass.core.samples import Samples
 from forwardpass.core.tensors import Array
+
+if TYPE_CHECKING:
+    from forwardpass.core.samples import Samples
 
 __all__ = ["TensorStatistics", "summarise_samples", "summarise_tensors"]
 

@@ -297,6 +297,7 @@ def _place_labels(points: Sequence[ScatterPoint], x_axis: Axis, y_axis: Axis) ->
     order = sorted(points, key=lambda point: list(Emphasis).index(point.emphasis))
     places = [(x_axis.place(point.x), y_axis.place(point.y)) for point in order]
     taken = [_Box(left=x - 5, top=y - 5, right=x + 5, bottom=y + 5) for x, y in places]
+    taken += [_whisker_box(point, x_axis, y_axis) for point in order]
     labels = []
     for point, (x, y) in zip(order, places, strict=True):
         boxes = [_label_box(point.name, x + dx, y + dy, side=dx) for dx, dy in _LABEL_SHIFTS]
@@ -305,6 +306,11 @@ def _place_labels(points: Sequence[ScatterPoint], x_axis: Axis, y_axis: Axis) ->
         kind = f"point-label {point.emphasis}"
         labels.append(element("text", point.name, class_=kind, x=best.left, y=best.bottom - 3))
     return labels
+
+
+def _whisker_box(point: ScatterPoint, x_axis: Axis, y_axis: Axis) -> _Box:
+    x = x_axis.place(point.x)
+    return _Box(left=x - 1, top=y_axis.place(point.y_high), right=x + 1, bottom=y_axis.place(point.y_low))
 
 
 def _label_box(text: str, x: float, y: float, *, side: float) -> _Box:

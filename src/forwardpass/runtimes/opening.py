@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from importlib.metadata import PackageNotFoundError, version
-
 from forwardpass.core.protocols import Runtime
 from forwardpass.core.variants import Format
 from forwardpass.runtimes.options import RuntimeOptions
@@ -30,6 +28,8 @@ def open_runtime(format: Format, location: str, *, weights: str = "", options: R
 
 def runtime_versions() -> tuple[tuple[str, str], ...]:
     """Return the installed model libraries with their versions, without importing any."""
+    from importlib.metadata import PackageNotFoundError, version
+
     found = []
     for package in ("onnxruntime", "torch"):
         try:
