@@ -7,6 +7,7 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -35,7 +36,7 @@ def opening(tmp_path: Path) -> Open:
     calls = tmp_path / "1.npz"
     np.savez(calls, allow_pickle=False, **{"0:pixels": np.zeros((1, 64), np.float32)})
     model = write_mlp(tmp_path / "mlp.onnx")
-    return Open(format=Format.ONNX, location=str(model), weights="", num_threads=1, calls={1: str(calls)})
+    return Open(format=Format.ONNX, location=str(model), weights="", num_threads=1, calls={1: str(calls)}, first_call=0)
 
 
 @pytest.fixture
@@ -91,7 +92,7 @@ def test_an_error_of_the_child_is_raised_with_its_facts_and_the_child_lives_on(
 ) -> None:
     broken = tmp_path / "broken.onnx"
     broken.write_bytes(b"nothing")
-    wrong = Open(format=Format.ONNX, location=str(broken), weights="", num_threads=1, calls=opening.calls)
+    wrong = msgspec.structs.replace(opening, location=str(broken))
     with pytest.raises(InvalidModel) as failure:
         child.ask(wrong, Opened)
     assert failure.value.path == str(broken)

@@ -37,7 +37,9 @@ class MeasuredVariant:
 
     def run_round(self, command: Round) -> Rounds:
         """Run a round with the garbage collector off, which would otherwise strike one call among many."""
-        calls = self._load(command.batch_size)[: command.num_calls]
+        from forwardpass.profile.pacing import pick_evenly
+
+        calls = pick_evenly(self._load(command.batch_size), command.num_calls)
         gc.disable()
         try:
             return _time_calls(self._runtime.run, calls, command.num_passes)
@@ -64,15 +66,15 @@ class MeasuredVariant:
         return self._calls[batch_size]
 
 
-def load_calls(path: str, *, max_calls: int | None = None) -> list[dict[str, Array]]:
-    """Read calls from an `.npz` whose arrays are named `<call>:<tensor>`, at most the first `max_calls`."""
+def load_calls(path: str, *, only: int | None = None) -> list[dict[str, Array]]:
+    """Read calls, or only one of them, from an `.npz` whose arrays are named `<call>:<tensor>`."""
     import numpy as np
 
     calls: dict[int, dict[str, Array]] = {}
     with np.load(path, allow_pickle=False) as archive:
         for key in archive.files:
             call, _, tensor = key.partition(":")
-            if max_calls is None or int(call) < max_calls:
+            if only in (None, int(call)):
                 calls.setdefault(int(call), {})[tensor] = archive[key]
     return [calls[index] for index in sorted(calls)]
 
@@ -85,7 +87,7 @@ def open_variant(command: Open) -> tuple[MeasuredVariant, Opened]:
     rss_before_load = read_memory("VmRSS")
     runtime = _open_runtime(command)
     loaded = time.perf_counter()
-    (call,) = load_calls(command.calls[min(command.calls)], max_calls=1)
+    (call,) = load_calls(command.calls[min(command.calls)], only=command.first_call)
     ready = time.perf_counter()
     runtime.run(call)
     ran = time.perf_counter()

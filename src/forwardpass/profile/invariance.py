@@ -20,6 +20,7 @@ import numpy as np
 from forwardpass.core.protocols import Runtime
 from forwardpass.core.tensors import Array, Tensors
 from forwardpass.core.variants import BatchInvariance
+from forwardpass.profile.pacing import pick_evenly
 
 __all__ = ["MAX_DIFFERENCE", "InvarianceAudit", "audit_invariance"]
 
@@ -138,8 +139,9 @@ def _audit_of(findings: _Findings, verdict: BatchInvariance, digest: str) -> Inv
 
 
 def _choose_targets(pools: Sequence[Tensors]) -> list[tuple[Tensors, int]]:
-    """Take the first row of each pool, then the second of each, up to `MAX_TARGETS`."""
-    rows = ((pool, row) for row in range(_num_rows(pools[0])) for pool in pools)
+    """Take the first row of each pool, then the second of each, up to `MAX_TARGETS`; few of many pools, evenly."""
+    chosen = pick_evenly(pools, MAX_TARGETS)
+    rows = ((pool, row) for row in range(_num_rows(chosen[0])) for pool in chosen)
     return list(islice(rows, MAX_TARGETS))
 
 

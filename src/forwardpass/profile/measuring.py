@@ -40,6 +40,8 @@ __all__ = ["profile_variants"]
 _NUM_WARM_UP_CALLS = 2
 """The first call at a new batch size allocates; the second one tells how long a call takes."""
 
+_MIN_COLD_STARTS = 2
+
 
 def profile_variants(
     variants: Sequence[Variant], calls: CallSets, *, settings: ProfileSettings, progress: Progress
@@ -117,15 +119,17 @@ class _Session:
             weights=record.variant.weights,
             num_threads=num_threads,
             calls=dict(self.paths),
+            first_call=self.num_calls[min(self.paths)] // 2,
         )
 
 
 def _save_calls(calls: CallSets, settings: ProfileSettings, folder: Path) -> dict[int, str]:
-    """Write the calls of each batch size where the children will read them."""
+    """Write the calls of each batch size where the children will read them, the smallest call first."""
     paths = {}
     for batch_size in sorted({min(calls), *(size for size in settings.batch_sizes if size in calls)}):
         paths[batch_size] = str(folder / f"{batch_size}.npz")
-        arrays = {f"{at}:{name}": array for at, call in enumerate(calls[batch_size]) for name, array in call.items()}
+        by_size = sorted(calls[batch_size], key=lambda call: sum(array.size for array in call.values()))
+        arrays = {f"{at}:{name}": array for at, call in enumerate(by_size) for name, array in call.items()}
         np.savez(paths[batch_size], allow_pickle=False, **arrays)
     return paths
 
@@ -204,10 +208,16 @@ def _measure_cold_starts(session: _Session) -> None:
     for number in range(session.settings.num_cold_starts):
         session.progress(f"cold start {number + 1} of {session.settings.num_cold_starts}")
         for record in session.records.values():
-            with session.spawn(record) as child:
-                opened = child.ask(session.opening(record, num_threads), Opened)
-                total_s = time.perf_counter() - child.started_s
-            record.cold_starts.append((total_s, opened))
+            spent_s = sum(total_s for total_s, _ in record.cold_starts)
+            if number < _MIN_COLD_STARTS or spent_s < session.settings.cold_start_budget_s:
+                record.cold_starts.append(_start_cold(session, record, num_threads))
+
+
+def _start_cold(session: _Session, record: _Record, num_threads: int) -> tuple[float, Opened]:
+    """Return the time from the start of a process to its first answer, and what it says of its phases."""
+    with session.spawn(record) as child:
+        opened = child.ask(session.opening(record, num_threads), Opened)
+        return time.perf_counter() - child.started_s, opened
 
 
 def _profile_of(record: _Record) -> VariantProfile:

@@ -4,10 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from forwardpass.profile.settings import ProfileSettings
 
-__all__ = ["MIN_CALLS_PER_ROUND", "MIN_ROUNDS", "CellPlan", "plan_cells", "predict_call_s", "skip_reason"]
+__all__ = [
+    "MIN_CALLS_PER_ROUND",
+    "MIN_ROUNDS",
+    "CellPlan",
+    "pick_evenly",
+    "plan_cells",
+    "predict_call_s",
+    "skip_reason",
+]
+
+_T = TypeVar("_T")
 
 MIN_ROUNDS = 3
 MIN_CALLS_PER_ROUND = 2
@@ -17,11 +28,21 @@ MAX_CALLS_PER_ROUND = 256
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CellPlan:
-    """How a cell is measured: `num_rounds` rounds of `num_passes` passes over the first `num_calls` calls."""
+    """How a cell is measured: `num_rounds` rounds of `num_passes` passes over `num_calls` calls."""
 
     num_rounds: int
     num_calls: int
     num_passes: int
+
+
+def pick_evenly(items: Sequence[_T], num_items: int) -> list[_T]:
+    """Pick items spread over the whole sequence; of calls sorted by size, few then stand for all.
+
+    >>> pick_evenly("abcdefgh", 1), pick_evenly("abcdefgh", 2), pick_evenly("abc", 5)
+    (['e'], ['c', 'g'], ['a', 'b', 'c'])
+    """
+    num_items = min(num_items, len(items))
+    return [items[int((at + 0.5) * len(items) / num_items)] for at in range(num_items)]
 
 
 def plan_cells(

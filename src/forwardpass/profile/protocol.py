@@ -19,11 +19,13 @@ class Open(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     weights: str
     num_threads: int
     calls: dict[int, str]
-    """The path of an `.npz` for each batch size, its arrays named `<call>:<tensor>`."""
+    """The path of an `.npz` for each batch size, its arrays named `<call>:<tensor>`, the smallest call first."""
+    first_call: int
+    """Which call of the smallest batch size is run first."""
 
 
 class Round(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="round"):
-    """Run the first `num_calls` calls of a batch size `num_passes` times."""
+    """Run `num_calls` calls of a batch size, spread over their sizes, `num_passes` times."""
 
     batch_size: int
     num_calls: int

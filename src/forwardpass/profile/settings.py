@@ -34,6 +34,8 @@ class ProfileSettings:
     round_s: float = 0.2
     cell_budget_s: float = 4.0
     num_cold_starts: int = 5
+    cold_start_budget_s: float = 20.0
+    """A variant that has spent this starts no further process, but it is started twice at least."""
     audit_budget_s: float = 3.0
     """For the batch-invariance audit of one variant."""
     max_wait_s: float = 300.0
@@ -49,5 +51,6 @@ class ProfileSettings:
             round_s=0.08,
             cell_budget_s=0.6,
             num_cold_starts=3,
+            cold_start_budget_s=5.0,
             audit_budget_s=0.5,
         )
