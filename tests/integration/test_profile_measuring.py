@@ -104,7 +104,7 @@ def test_a_batch_size_beyond_the_budget_is_skipped_and_said_so(tmp_path: Path) -
     )
     assert profile.batch_sizes == (1,)
     assert [cell.batch_size for cell in profile.skipped] == [4, 8]
-    assert "6 calls would take about" in profile.skipped[0].reason
+    assert "9 calls would take about" in profile.skipped[0].reason
     assert profile.skipped[1].reason == "batch size 4 was already too slow"
 
 

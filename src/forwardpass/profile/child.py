@@ -36,10 +36,15 @@ class MeasuredVariant:
         self._calls: dict[int, list[dict[str, Array]]] = {}
 
     def run_round(self, command: Round) -> Rounds:
-        """Run a round with the garbage collector off, which would otherwise strike one call among many."""
+        """Run a round with the garbage collector off, which would otherwise strike one call among many.
+
+        One call before it is not timed: the variant whose turn it was has left its own data in the caches, and its
+        threads may not be asleep yet.
+        """
         from forwardpass.profile.pacing import pick_evenly
 
         calls = pick_evenly(self._load(command.batch_size), command.num_calls)
+        self._runtime.run(calls[len(calls) // 2])
         gc.disable()
         try:
             return _time_calls(self._runtime.run, calls, command.num_passes)

@@ -6,6 +6,7 @@ of the same machine, do not disturb each other, and may use libraries that would
 
 from __future__ import annotations
 
+import random
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -37,10 +38,11 @@ from forwardpass.profile.settings import ProfileSettings
 
 __all__ = ["profile_variants"]
 
-_NUM_WARM_UP_CALLS = 2
-"""The first call at a new batch size allocates; the second one tells how long a call takes."""
+_NUM_WARM_UP_CALLS = 1
+"""Beside the one that every round begins with: that one allocates, this one tells how long a call takes."""
 
 _MIN_COLD_STARTS = 2
+_ORDER_SEED = 20261101
 
 
 def profile_variants(
@@ -174,10 +176,15 @@ def _measure_batch_size(
 def _run_interleaved(
     children: Mapping[str, ChildProcess], plans: Mapping[str, CellPlan], *, batch_size: int
 ) -> dict[str, list[RoundTimes]]:
-    """Run A B C A B C …; a variant whose rounds are done drops out."""
+    """Run a round of every variant, then the next one of every variant; who has had its rounds drops out.
+
+    The order is drawn anew each time, so that nobody always runs in the wake of the same neighbour.
+    """
     measured: dict[str, list[RoundTimes]] = {name: [] for name in plans}
+    generator = random.Random(_ORDER_SEED)  # noqa: S311  # an order, not a secret
     for at in range(max(plan.num_rounds for plan in plans.values())):
-        for name, plan in plans.items():
+        for name in generator.sample(list(plans), len(plans)):
+            plan = plans[name]
             if at < plan.num_rounds:
                 command = Round(batch_size=batch_size, num_calls=plan.num_calls, num_passes=plan.num_passes)
                 rounds = children[name].ask(command, Rounds)

@@ -28,7 +28,10 @@ MAX_CALLS_PER_ROUND = 256
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CellPlan:
-    """How a cell is measured: `num_rounds` rounds of `num_passes` passes over `num_calls` calls."""
+    """How a cell is measured: `num_rounds` rounds of `num_passes` passes over `num_calls` calls.
+
+    Every round begins with one more call that is not timed.
+    """
 
     num_rounds: int
     num_calls: int
@@ -61,7 +64,7 @@ def _plan_cell(call_s: float, num_calls: int, settings: ProfileSettings) -> Cell
     pass_s = max(call_s, 1e-9) * num_calls
     wanted = settings.round_s / pass_s
     num_passes = max(1, min(int(wanted), MAX_CALLS_PER_ROUND // num_calls))
-    affordable = int(settings.cell_budget_s / (pass_s * num_passes))
+    affordable = int(settings.cell_budget_s / (pass_s * num_passes + call_s))
     num_rounds = min(settings.num_rounds, max(affordable, MIN_ROUNDS))
     return CellPlan(num_rounds=num_rounds, num_calls=num_calls, num_passes=num_passes)
 
@@ -89,10 +92,10 @@ def skip_reason(predicted_s: float | None, skipped_sizes: Sequence[int], setting
         return f"batch size {skipped_sizes[0]} was already too slow"
     if predicted_s is None:
         return ""
-    least_s = predicted_s * MIN_ROUNDS * MIN_CALLS_PER_ROUND
+    least_s = predicted_s * MIN_ROUNDS * (MIN_CALLS_PER_ROUND + 1)
     if least_s <= settings.cell_budget_s:
         return ""
     return (
-        f"{MIN_ROUNDS * MIN_CALLS_PER_ROUND} calls would take about {least_s:.2g} s, "
+        f"{MIN_ROUNDS * (MIN_CALLS_PER_ROUND + 1)} calls would take about {least_s:.2g} s, "
         f"more than the {settings.cell_budget_s:g} s set for a batch size"
     )

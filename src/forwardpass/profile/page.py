@@ -47,8 +47,9 @@ _INVARIANCE_WORDS = {
     BatchInvariance.NOT_BATCHABLE: ("ONE ROW", State.PLAIN),
 }
 _METHOD = """\
-Every variant ran in fresh processes of its own, one for each number of threads; their rounds took turns, so that all \
-of them saw the same minutes of this machine. All variants ran the same calls.
+Every variant ran in fresh processes of its own, one for each number of threads; their rounds took turns in a random \
+order, so that all of them saw the same minutes of this machine. All variants ran the same calls; the first call of a \
+round is not counted.
 A percentile is taken inside a round and the median over the rounds is shown; where rounds are too short to hold it \
 (fewer than 20 calls for p95, 100 for p99), it is taken over several rounds or over all calls together.
 ± is the distance to the further end of the 95 % interval from resampling whole rounds.
@@ -296,9 +297,10 @@ def _cold_start_figure(profiles: Sequence[VariantProfile]) -> Figure:
         )
         for profile in profiles
     ]
+    repetitions = [profile.cold_start.total_s.num_repetitions for profile in profiles]
     return Figure(
         title="From a fresh process to its first answer",
-        note=f"Median of {_count(profiles[0].cold_start.total_s.num_repetitions, 'fresh process')} for each variant",
+        note=f"Median of {_range_of(repetitions)} fresh processes",
         svg=stacked_bars(bars, title="Cold start by phase", value_format=format_seconds),
     )
 
@@ -418,6 +420,11 @@ def _batch_sizes(profiles: Sequence[VariantProfile]) -> list[int]:
     return sorted({size for profile in profiles for size in profile.batch_sizes})
 
 
+def _range_of(numbers: Sequence[int]) -> str:
+    low, high = min(numbers), max(numbers)
+    return str(low) if low == high else f"{low} to {high}"
+
+
 def _short_seconds(seconds: float) -> str:
     """Write a tick: the value is round, so that no decimals are needed for its own sake."""
     if seconds >= 1 or seconds == 0:
@@ -432,6 +439,4 @@ def _short_count(number: float) -> str:
 
 
 def _count(number: int, noun: str) -> str:
-    if number == 1:
-        return f"1 {noun}"
-    return f"{number} {noun}es" if noun.endswith("s") else f"{number} {noun}s"
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

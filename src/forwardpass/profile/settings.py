@@ -49,7 +49,7 @@ class ProfileSettings:
             thread_counts=_extreme_thread_counts(),
             num_rounds=5,
             round_s=0.08,
-            cell_budget_s=0.6,
+            cell_budget_s=0.8,
             num_cold_starts=3,
             cold_start_budget_s=5.0,
             audit_budget_s=0.5,

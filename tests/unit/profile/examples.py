@@ -33,7 +33,7 @@ def example_profile(
         runtime_version="1.0",
         file_bytes=4_000_000,
         cells=tuple(cells),
-        skipped=(SkippedCell(num_threads=1, batch_size=64, reason="6 calls would take about 9 s"),),
+        skipped=(SkippedCell(num_threads=1, batch_size=64, reason="9 calls would take about 9 s"),),
         cold_start=ColdStart(
             start_s=exactly(0.05),
             import_s=exactly(0.15),

@@ -28,8 +28,8 @@ def test_a_cell_costs_its_budget_or_the_least_that_is_worth_measuring(
     assert len({plan.num_calls for plan in plans.values()}) == 1
     for name, plan in plans.items():
         calls = plan.num_calls * plan.num_passes
-        least_s = named[name] * MIN_ROUNDS * MIN_CALLS_PER_ROUND
-        assert named[name] * calls * plan.num_rounds <= max(SETTINGS.cell_budget_s, least_s) * (1 + 1e-9)
+        least_s = named[name] * MIN_ROUNDS * (MIN_CALLS_PER_ROUND + 1)
+        assert named[name] * (calls + 1) * plan.num_rounds <= max(SETTINGS.cell_budget_s, least_s) * (1 + 1e-9)
         assert MIN_ROUNDS <= plan.num_rounds <= SETTINGS.num_rounds
         assert 1 <= plan.num_calls <= num_available_calls
 
@@ -47,5 +47,5 @@ def test_the_smallest_batch_size_is_measured_however_slow_the_model_is() -> None
 
 
 def test_a_skipped_batch_size_says_what_it_would_have_cost() -> None:
-    assert skip_reason(0.6, [], SETTINGS) == ""
-    assert skip_reason(1.0, [], SETTINGS) == "6 calls would take about 6 s, more than the 4 s set for a batch size"
+    assert skip_reason(0.4, [], SETTINGS) == ""
+    assert skip_reason(1.0, [], SETTINGS) == "9 calls would take about 9 s, more than the 4 s set for a batch size"
