@@ -6,6 +6,7 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
+import onnx
 import pytest
 
 from forwardpass.core.calls import CallSets
@@ -123,3 +124,32 @@ def test_a_variant_that_does_not_load_raises_what_its_runtime_raised(
         path.write_bytes(content)
     with pytest.raises(kind, match=sentence):
         profile_variants([variant("broken", path)], random_calls(1), settings=SETTINGS, progress=silent)
+
+
+def test_pytorch_and_onnx_runtime_are_measured_side_by_side(tmp_path: Path) -> None:
+    settings = ProfileSettings(
+        batch_sizes=(1,), thread_counts=(1,), num_rounds=3, round_s=0.002, num_cold_starts=1, audit_budget_s=0.1
+    )
+    source = Variant(
+        name="source",
+        format=Format.TORCH,
+        precision=Precision.FP32,
+        location="tests.integration.torch_modules:build",
+    )
+    converted = variant("onnx", write_mlp(tmp_path / "m.onnx"))
+    profiles = profile_variants([source, converted], random_calls(1), settings=settings, progress=silent)
+    assert [profile.runtime for profile in profiles] == ["torch", "onnxruntime"]
+    assert profiles[0].file_bytes is None
+    assert speedup(profiles[1], profiles[0]).num_repetitions == 3
+
+
+def test_a_model_of_one_row_is_measured_with_one_row_only(tmp_path: Path) -> None:
+    path = write_mlp(tmp_path / "m.onnx")
+    model = onnx.load(str(path))
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_value = 1
+    onnx.save(model, str(path))
+    (profile,) = profile_variants([variant("single", path)], random_calls(1, 4), settings=SETTINGS, progress=silent)
+    assert profile.batch_sizes == (1,)
+    assert profile.invariance.verdict is BatchInvariance.NOT_BATCHABLE
+    assert profile.skipped[0].reason == "the model takes one row a call"
