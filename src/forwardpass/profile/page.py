@@ -397,7 +397,7 @@ def _number_row(cell: Cell) -> list[str | Markup]:
         render_measurement(cell.p99_s),
         render_measurement(cell.cpu_p50_s),
         render_measurement(cell.rows_per_s),
-        format_count(cell.num_calls),
+        f"{cell.num_calls:,}",
     ]
 
 
