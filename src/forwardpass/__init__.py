@@ -9,11 +9,11 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from forwardpass.core.version import VERSION as __version__
+
 if TYPE_CHECKING:
     from forwardpass.predict import Predictor
     from forwardpass.wiring import load
-
-__version__ = "0.1.0"
 
 _HOMES = {
     "Predictor": "forwardpass.predict",

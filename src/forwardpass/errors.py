@@ -30,14 +30,17 @@ HTTP status codes are not here: the command line and the server map the branches
     │   ├── AddressInUse
     │   ├── WorkInProgress
     │   └── ChildFailed
+    ├── ModelNotServed           the server cannot load its model
     ├── GoldenMismatch           a variant does not answer on this machine as it did when it was built
     └── RequestError             one request that cannot be answered
         ├── MalformedRequest
         ├── TensorMismatch
+        ├── InputRejected
         ├── BodyTooLarge
         ├── NotFound
         ├── Overloaded
         ├── DeadlineExceeded
+        ├── NotReady
         └── WorkerLost
 """
 
@@ -60,6 +63,7 @@ __all__ = [
     "ExportFailed",
     "ForwardpassError",
     "GoldenMismatch",
+    "InputRejected",
     "InvalidMetric",
     "InvalidModel",
     "InvalidOption",
@@ -67,7 +71,9 @@ __all__ = [
     "InvalidSamples",
     "MalformedRequest",
     "MissingExtra",
+    "ModelNotServed",
     "NotFound",
+    "NotReady",
     "Overloaded",
     "ParityFailed",
     "RequestError",
@@ -413,6 +419,17 @@ class GoldenMismatch(ForwardpassError):
         )
 
 
+class ModelNotServed(ForwardpassError):
+    """The worker of a server could not load its model, or the model failed its golden check."""
+
+    slug = "model-not-served"
+
+    def __init__(self, *, model: str, reason: str) -> None:
+        self.model = model
+        self.reason = reason
+        super().__init__(f"Cannot serve '{model}': {reason}")
+
+
 class RequestError(ForwardpassError):
     """One request that cannot be answered."""
 
@@ -439,6 +456,20 @@ class TensorMismatch(RequestError, ValueError):
         self.reason = reason
         self.expected = expected
         super().__init__(f"Input '{tensor}' {reason}; expected {expected}.")
+
+
+class InputRejected(RequestError, ValueError):
+    """The model itself cannot run these values, for example a token id beyond its vocabulary."""
+
+    slug = "input-rejected"
+
+    def __init__(self, *, model: str, kind: str) -> None:
+        self.model = model
+        self.kind = kind
+        super().__init__(
+            f"The model '{model}' cannot run these values ({kind}). Shapes and dtypes fit; look for ids or indices "
+            "beyond what the model knows."
+        )
 
 
 class BodyTooLarge(RequestError, ValueError):
@@ -482,6 +513,16 @@ class DeadlineExceeded(RequestError, TimeoutError):
     def __init__(self, *, deadline_s: float) -> None:
         self.deadline_s = deadline_s
         super().__init__(f"The request could not be answered within its deadline of {deadline_s:.3g} s.")
+
+
+class NotReady(RequestError):
+    """The server is loading or stopping."""
+
+    slug = "not-ready"
+
+    def __init__(self, *, reason: str) -> None:
+        self.reason = reason
+        super().__init__(f"The server is not ready: {reason}.")
 
 
 class WorkerLost(RequestError):

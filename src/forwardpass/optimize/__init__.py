@@ -1,1 +1,19 @@
-"""Candidates, their measured evidence, and the choice."""
+"""Leaner variants of a model, each measured on this machine, and one chosen with reasons."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from forwardpass.optimize.values import Candidate, NotTried, Optimization, OptimizeSettings, Target, Verdict
+
+if TYPE_CHECKING:
+    from forwardpass.optimize.optimizing import optimize_model
+
+__all__ = ["Candidate", "NotTried", "Optimization", "OptimizeSettings", "Target", "Verdict", "optimize_model"]
+
+
+def __getattr__(name: str) -> object:
+    if name != "optimize_model":
+        raise AttributeError(f"module 'forwardpass.optimize' has no attribute '{name}'")
+    return import_module("forwardpass.optimize.optimizing").optimize_model

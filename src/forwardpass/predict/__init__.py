@@ -1,11 +1,12 @@
 """A bundle running in this process: packed, opened, checked against its golden answers, then asked."""
 
-from forwardpass.predict.golden import check_golden, relative_error
+from forwardpass.predict.golden import GoldenCheck, check_golden, relative_error
 from forwardpass.predict.packing import FLOAT_TOLERANCE, PackingList, VariantToPack, pack_bundle
-from forwardpass.predict.predictor import Predictor, open_variant
+from forwardpass.predict.predictor import Predictor, open_variant, verify_variant
 
 __all__ = [
     "FLOAT_TOLERANCE",
+    "GoldenCheck",
     "PackingList",
     "Predictor",
     "VariantToPack",
@@ -13,4 +14,5 @@ __all__ = [
     "open_variant",
     "pack_bundle",
     "relative_error",
+    "verify_variant",
 ]

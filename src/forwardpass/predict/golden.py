@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -16,15 +17,25 @@ from forwardpass.core.protocols import Runtime
 from forwardpass.core.tensors import Array
 from forwardpass.errors import GoldenMismatch
 
-__all__ = ["check_golden", "relative_error"]
+__all__ = ["GoldenCheck", "check_golden", "relative_error"]
 
 
-def check_golden(runtime: Runtime, calls: Sequence[GoldenCall], *, variant: str, tolerance: float) -> None:
-    """Run the golden inputs and compare every output.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GoldenCheck:
+    """How far the worst output of a variant is from its golden answer (relative error), and how far it may be."""
+
+    variant: str
+    difference: float
+    tolerance: float
+
+
+def check_golden(runtime: Runtime, calls: Sequence[GoldenCall], *, variant: str, tolerance: float) -> GoldenCheck:
+    """Run the golden inputs, compare every output, and return how far the worst one is off.
 
     Raises:
         GoldenMismatch: an output is further off than `tolerance`, a relative error.
     """
+    worst = 0.0
     for call in calls:
         answers = runtime.run(call.inputs)
         for name, golden in call.outputs.items():
@@ -37,6 +48,8 @@ def check_golden(runtime: Runtime, calls: Sequence[GoldenCall], *, variant: str,
                     tolerance=tolerance,
                     machine=f"{platform.machine()}, {runtime.name} {runtime.version}",
                 )
+            worst = max(worst, difference)
+    return GoldenCheck(variant=variant, difference=worst, tolerance=tolerance)
 
 
 def relative_error(answer: Array, reference: Array) -> float:

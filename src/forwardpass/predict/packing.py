@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
-from forwardpass import __version__
 from forwardpass.bundle import (
     SCHEMA_VERSION,
     Bundle,
@@ -24,6 +23,7 @@ from forwardpass.core.reference import TensorStatistics
 from forwardpass.core.slo import Slo
 from forwardpass.core.tensors import Array, Signature
 from forwardpass.core.variants import BatchInvariance, Variant
+from forwardpass.core.version import VERSION
 from forwardpass.processors import open_processor, processor_files
 from forwardpass.runtimes import RuntimeOptions, open_runtime
 
@@ -82,7 +82,7 @@ def pack_bundle(destination: Path, packing: PackingList) -> Bundle:
                 schema_version=SCHEMA_VERSION,
                 name=packing.name,
                 created_at=datetime.now(UTC).isoformat(timespec="seconds"),
-                forwardpass_version=__version__,
+                forwardpass_version=VERSION,
                 signature=_signature(packing),
                 default_variant=bundled[0].name,
                 variants=bundled,

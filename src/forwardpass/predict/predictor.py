@@ -12,11 +12,11 @@ from forwardpass.bundle import Bundle, open_bundle
 from forwardpass.core.protocols import Processor, Runtime
 from forwardpass.core.tensors import Array, Signature, Tensors
 from forwardpass.errors import MalformedRequest, TensorMismatch
-from forwardpass.predict.golden import check_golden
+from forwardpass.predict.golden import GoldenCheck, check_golden
 from forwardpass.processors import open_processor
 from forwardpass.runtimes import RuntimeOptions, open_runtime
 
-__all__ = ["Predictor", "open_variant"]
+__all__ = ["Predictor", "open_variant", "verify_variant"]
 
 
 def open_variant(bundle: Bundle, name: str | None = None, *, options: RuntimeOptions) -> Runtime:
@@ -31,6 +31,19 @@ def open_variant(bundle: Bundle, name: str | None = None, *, options: RuntimeOpt
     calls = bundle.golden_calls(variant)
     check_golden(runtime, calls, variant=variant.name, tolerance=variant.golden.tolerance)
     return runtime
+
+
+def verify_variant(bundle: Bundle, name: str | None = None) -> GoldenCheck:
+    """Load a variant, re-run its golden calls and return how far it is from them.
+
+    Raises:
+        InvalidOption: there is no variant of this name.
+        GoldenMismatch: it answers differently on this machine.
+    """
+    variant = bundle.variant(name)
+    runtime = open_runtime(variant.format, str(bundle.locate(variant.path)), options=RuntimeOptions())
+    calls = bundle.golden_calls(variant)
+    return check_golden(runtime, calls, variant=variant.name, tolerance=variant.golden.tolerance)
 
 
 class Predictor:

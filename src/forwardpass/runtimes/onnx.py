@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import onnxruntime as ort
@@ -11,7 +12,7 @@ from forwardpass.core.tensors import BATCH_AXIS, Array, Dimension, Signature, Te
 from forwardpass.errors import InvalidModel, SourceNotFound
 from forwardpass.runtimes.options import RuntimeOptions
 
-__all__ = ["OnnxRuntime", "session_options"]
+__all__ = ["OnnxRuntime", "save_optimised", "session_options"]
 
 _DTYPES = {
     "tensor(float)": "float32",
@@ -26,6 +27,10 @@ _DTYPES = {
     "tensor(uint32)": "uint32",
     "tensor(uint64)": "uint64",
     "tensor(bool)": "bool",
+}
+_LEVELS = {
+    "basic": ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
+    "extended": ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
 }
 _LOG_ERRORS_ONLY = 3
 
@@ -52,11 +57,18 @@ class OnnxRuntime:
     def __init__(self, path: str, *, options: RuntimeOptions) -> None:
         if not Path(path).is_file():
             raise SourceNotFound(path=path, expected="an ONNX file")
-        try:
-            self._session = ort.InferenceSession(path, session_options(options), providers=["CPUExecutionProvider"])
-        except Exception as error:  # ONNX Runtime's own classes share no base but this one
-            raise InvalidModel(path=path, reason=_first_line(error)) from error
-        self._signature = _signature(self._session, path)
+        self._start(_session(path, session_options(options), path), path)
+
+    @classmethod
+    def from_bytes(cls, model: bytes, *, options: RuntimeOptions) -> OnnxRuntime:
+        """Load a model that was made in memory."""
+        runtime = cls.__new__(cls)
+        runtime._start(_session(model, session_options(options), "a model in memory"), "a model in memory")
+        return runtime
+
+    def _start(self, session: ort.InferenceSession, path: str) -> None:
+        self._session = session
+        self._signature = _signature(session, path)
         self._output_names = [spec.name for spec in self._signature.outputs]
 
     @property
@@ -68,6 +80,25 @@ class OnnxRuntime:
         """Run one call."""
         outputs = self._session.run(self._output_names, dict(tensors))
         return dict(zip(self._output_names, outputs, strict=True))
+
+
+def save_optimised(source: Path, target: Path, *, level: Literal["basic", "extended"]) -> None:
+    """Save the graph of `source` as ONNX Runtime optimises it.
+
+    Raises:
+        InvalidModel: the runtime cannot load it.
+    """
+    settings = session_options(RuntimeOptions())
+    settings.graph_optimization_level = _LEVELS[level]
+    settings.optimized_model_filepath = str(target)
+    _session(str(source), settings, str(source))
+
+
+def _session(model: str | bytes, settings: ort.SessionOptions, path: str) -> ort.InferenceSession:
+    try:
+        return ort.InferenceSession(model, settings, providers=["CPUExecutionProvider"])
+    except Exception as error:  # ONNX Runtime's own classes share no base but this one
+        raise InvalidModel(path=path, reason=_first_line(error)) from error
 
 
 def _signature(session: ort.InferenceSession, path: str) -> Signature:

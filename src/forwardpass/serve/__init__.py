@@ -1,1 +1,23 @@
-"""Keeps the latency target of a bundle behind HTTP."""
+"""Keeps the latency target of a bundle behind HTTP: same answer, in time or told at once, nothing lost.
+
+The worker is a module of this package, too, and must not pay for the front: names are loaded when they are used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from forwardpass.serve.server import Server, serve
+    from forwardpass.serve.settings import ServeSettings
+
+_HOMES = {"ServeSettings": "settings", "Server": "server", "serve": "server"}
+
+__all__ = ["ServeSettings", "Server", "serve"]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'forwardpass.serve' has no attribute '{name}'")
+    return getattr(import_module(f"forwardpass.serve.{_HOMES[name]}"), name)

@@ -1,0 +1,66 @@
+"""`forwardpass optimize`: leaner variants, each measured, and a choice with reasons."""
+
+from __future__ import annotations
+
+import click
+
+from forwardpass.cli.candidates import echo_candidates
+from forwardpass.cli.options import data_option, json_option, model_argument, quality_options, source_options
+from forwardpass.cli.progress import shown_progress
+from forwardpass.cli.rendering import echo_json
+
+__all__ = ["command"]
+
+
+@click.command("optimize")
+@model_argument
+@data_option(required=True)
+@click.option("--out", required=True, metavar="FOLDER", help="Where the variants go.")
+@source_options
+@quality_options
+@click.option("--quick", is_flag=True, help="Shorter measurements.")
+@json_option
+def command(
+    model: str,
+    *,
+    data: str,
+    out: str,
+    weights: str,
+    trust_pickle: bool,
+    metric: str | None,
+    metric_direction: str,
+    max_drop: str,
+    target: str,
+    slo: str | None,
+    quick: bool,
+    as_json: bool,
+) -> None:
+    """Make leaner variants of MODEL, measure each beside its source on this machine, and choose one.
+
+    Variants: graph optimisation, FP16 storage, INT8 dynamic, INT8 static. A variant is kept only if its score stays
+    above the floor on the validation split; the table quotes the test split, which the search never sees.
+
+    \b
+    Example:
+      forwardpass optimize shop.models:build --weights w.safetensors --data samples.npz --out variants
+    """
+    from forwardpass.cli.settings import optimize_settings
+    from forwardpass.wiring import optimize_model
+
+    settings = optimize_settings(max_drop=max_drop, target=target, slo=slo, quick=quick)
+    with shown_progress() as progress:
+        result = optimize_model(
+            model,
+            data=data,
+            out=out,
+            weights=weights,
+            metric=metric,
+            higher_is_better=metric_direction == "max",
+            settings=settings,
+            trust_pickle=trust_pickle,
+            progress=progress,
+        )
+    if as_json:
+        echo_json({"optimization": result})
+        return
+    echo_candidates(result)

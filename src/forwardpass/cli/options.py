@@ -1,0 +1,121 @@
+"""Options that several commands share, and how their words become values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, TypeVar
+
+import click
+
+from forwardpass.errors import InvalidOption
+from forwardpass.profile import ProfileSettings
+
+__all__ = [
+    "comma_separated_counts",
+    "data_option",
+    "json_option",
+    "model_argument",
+    "quality_options",
+    "source_options",
+]
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+model_argument = click.argument("model")
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of tables.")
+
+
+def data_option(*, required: bool) -> Callable[[Command], Command]:
+    """Where the samples come from."""
+    return click.option(
+        "--data",
+        required=required,
+        metavar="SAMPLES",
+        help="Representative inputs: an .npz file, a folder of them, or package.module:function. Arrays are named "
+        "after the model's inputs; 'labels' is optional.",
+    )
+
+
+def source_options(function: Command) -> Command:
+    """How a PyTorch source is loaded."""
+    options = (
+        click.option(
+            "--weights", default="", metavar="FILE", help="Weights of a package.module:factory source (.safetensors)."
+        ),
+        click.option(
+            "--trust-pickle",
+            is_flag=True,
+            help="Allow --weights to be a pickled checkpoint. It is read in a process of its own, tensors only.",
+        ),
+    )
+    return _apply(function, options)
+
+
+def quality_options(function: Command) -> Command:
+    """What the search may give up, and what it is looking for."""
+    options = (
+        click.option(
+            "--metric",
+            default=None,
+            metavar="NAME",
+            help="accuracy, f1, mean-error (need labels), agreement, cosine, relative-error (against the source), or "
+            "package.module:function. Default: accuracy with integer labels, mean-error with other labels, "
+            "cosine without.",
+        ),
+        click.option(
+            "--metric-direction",
+            type=click.Choice(["max", "min"]),
+            default="max",
+            show_default=True,
+            help="Whether higher or lower is better, for a metric of your own.",
+        ),
+        click.option(
+            "--max-drop",
+            default="1%",
+            show_default=True,
+            metavar="DROP",
+            help="How much of the source's score a variant may lose: a share (1%) or an amount (0.01).",
+        ),
+        click.option(
+            "--target",
+            type=click.Choice(["latency", "throughput", "size"]),
+            default="latency",
+            show_default=True,
+            help="What the chosen variant should be best at.",
+        ),
+        click.option("--slo", default=None, metavar="TARGET", help="Latency target, such as p95=50ms."),
+    )
+    return _apply(function, options)
+
+
+def comma_separated_counts(option: str, text: str | None) -> tuple[int, ...] | None:
+    """Read `1,2,4`.
+
+    Raises:
+        InvalidOption: a part is not a positive number.
+    """
+    if text is None:
+        return None
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isascii() and part.isdigit() and int(part) > 0 for part in parts):
+        raise InvalidOption(option=option, value=text, expected="positive numbers such as 1,2,4")
+    return tuple(sorted({int(part) for part in parts}))
+
+
+def profile_settings(
+    *, quick: bool, batch_sizes: tuple[int, ...] | None = None, thread_counts: tuple[int, ...] | None = None
+) -> ProfileSettings:
+    """Return how much to measure."""
+    settings = ProfileSettings.quick() if quick else ProfileSettings()
+    return replace(
+        settings,
+        batch_sizes=batch_sizes or settings.batch_sizes,
+        thread_counts=thread_counts or settings.thread_counts,
+    )
+
+
+def _apply(function: Command, options: tuple[Callable[[Command], Command], ...]) -> Command:
+    for option in reversed(options):
+        function = option(function)
+    return function

@@ -1,0 +1,122 @@
+"""`forwardpass profile`: what a model costs on this machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from forwardpass.cli.options import comma_separated_counts, data_option, json_option, model_argument, profile_settings
+from forwardpass.cli.progress import shown_progress
+from forwardpass.cli.rendering import echo_json, echo_table, heading
+from forwardpass.cli.writing import write_text
+from forwardpass.errors import InvalidOption
+from forwardpass.profile import VariantProfile
+from forwardpass.report.format import format_bytes, format_measurement
+
+__all__ = ["command"]
+
+
+@click.command("profile")
+@model_argument
+@data_option(required=False)
+@click.option(
+    "--weights", default="", metavar="FILE", help="Weights of a package.module:factory source (.safetensors)."
+)
+@click.option("--batch-sizes", default=None, metavar="LIST", help="Such as 1,4,16. Default: 1,2,4,8,16,32.")
+@click.option("--threads", default=None, metavar="LIST", help="Such as 1,2. Default: powers of two up to the cores.")
+@click.option("--axis", "axes", multiple=True, metavar="NAME=SIZE", help="Size of a dynamic axis for made-up inputs.")
+@click.option("--quick", is_flag=True, help="Fewer rounds and batch sizes: seconds instead of a minute.")
+@click.option("--report", default=None, metavar="FILE", help="Also write an HTML page with plots.")
+@json_option
+def command(
+    model: str,
+    *,
+    data: str | None,
+    weights: str,
+    batch_sizes: str | None,
+    threads: str | None,
+    axes: tuple[str, ...],
+    quick: bool,
+    report: str | None,
+    as_json: bool,
+) -> None:
+    """Measure MODEL in fresh processes: latency, throughput, memory, cold start, and whether answers depend on the batch.
+
+    MODEL is an ONNX file, package.module:factory (PyTorch, needs --data), or a bundle: then all its variants.
+
+    \b
+    Examples:
+      forwardpass profile model.onnx --quick
+      forwardpass profile shop.models:build --weights w.safetensors --data samples.npz --report profile.html
+    """
+    from forwardpass.wiring import profile_model
+
+    settings = profile_settings(
+        quick=quick,
+        batch_sizes=comma_separated_counts("--batch-sizes", batch_sizes),
+        thread_counts=comma_separated_counts("--threads", threads),
+    )
+    with shown_progress() as progress:
+        result = profile_model(
+            model, data=data, weights=weights, axis_sizes=_axis_sizes(axes), settings=settings, progress=progress
+        )
+    if report is not None:
+        from forwardpass.profile.page import render_profile_page
+
+        write_text(Path(report), render_profile_page(result.profiles, result.machine, Path(model).name))
+    if as_json:
+        echo_json({"model": result.model, "machine": result.machine, "profiles": result.profiles})
+        return
+    click.echo(f"{model} on {result.machine.cpu}, {result.machine.num_cores} cores")
+    for profile in result.profiles:
+        _echo_profile(profile)
+    if report is not None:
+        click.echo(f"\nreport: {report}")
+
+
+def _axis_sizes(axes: tuple[str, ...]) -> dict[str, int]:
+    sizes = {}
+    for axis in axes:
+        name, _, size = axis.partition("=")
+        if not name or not (size.isascii() and size.isdigit() and int(size) > 0):
+            raise InvalidOption(option="--axis", value=axis, expected="a name and a size, such as sequence=32")
+        sizes[name] = int(size)
+    return sizes
+
+
+def _echo_profile(profile: VariantProfile) -> None:
+    heading(f"{profile.variant} ({profile.runtime} {profile.runtime_version})")
+    header = ("threads", "batch", "p50", "p95", "p99", "CPU p50", "rows/s")
+    rows = [
+        [
+            str(cell.num_threads),
+            str(cell.batch_size),
+            *(format_measurement(value) for value in (cell.p50_s, cell.p95_s, cell.p99_s, cell.cpu_p50_s)),
+            f"{cell.rows_per_s.value:,.0f}",
+        ]
+        for cell in profile.cells
+    ]
+    echo_table(rows, header=header, right=range(len(header)))
+    for skipped in profile.skipped:
+        click.echo(f"not measured: {skipped.num_threads} threads, batch {skipped.batch_size}: {skipped.reason}")
+    start = profile.cold_start
+    phases = (("import", start.import_s), ("load", start.load_s), ("first run", start.first_run_s))
+    listed = ", ".join(f"{name} {format_measurement(value)}" for name, value in phases)
+    click.echo()
+    echo_table(
+        [
+            ["cold start", f"{format_measurement(start.total_s)} ({listed})"],
+            [
+                "peak memory",
+                f"{format_bytes(profile.memory.peak_bytes.value)}, "
+                f"{format_bytes(profile.memory.added_bytes.value)} of it the model's",
+            ],
+            ["file", format_bytes(profile.file_bytes) if profile.file_bytes is not None else "none of its own"],
+            [
+                "same answer",
+                f"{profile.invariance.verdict.value} ({profile.invariance.num_comparisons} comparisons, "
+                f"worst difference {profile.invariance.max_difference:.2g})",
+            ],
+        ]
+    )

@@ -1,0 +1,118 @@
+"""`forwardpass ship`: the whole checklist, from a trained model to a bundle that can be served."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from forwardpass.cli.candidates import echo_candidates
+from forwardpass.cli.options import data_option, json_option, model_argument, quality_options, source_options
+from forwardpass.cli.progress import shown_progress
+from forwardpass.cli.rendering import checklist_rows, echo_json, echo_table, heading
+from forwardpass.errors import InvalidOption
+from forwardpass.ship import Shipment
+
+__all__ = ["command"]
+
+
+@click.command("ship")
+@model_argument
+@data_option(required=True)
+@click.option("--out", required=True, metavar="BUNDLE", help="The folder that becomes the bundle.")
+@click.option("--name", default=None, help="The model's name in URLs; default: the bundle's folder name.")
+@source_options
+@quality_options
+@click.option("--opset", type=click.IntRange(min=9), default=None, help="ONNX opset; default: the exporter's own.")
+@click.option(
+    "--processor",
+    default="",
+    metavar="NAME[:FOLDER]",
+    help="Installed processor that turns a person's input into tensors, and the folder of its files: "
+    "sentence-encoder:./tokenizer",
+)
+@click.option("--quick", is_flag=True, help="Shorter measurements.")
+@json_option
+def command(
+    model: str,
+    *,
+    data: str,
+    out: str,
+    name: str | None,
+    weights: str,
+    trust_pickle: bool,
+    metric: str | None,
+    metric_direction: str,
+    max_drop: str,
+    target: str,
+    slo: str | None,
+    opset: int | None,
+    processor: str,
+    quick: bool,
+    as_json: bool,
+) -> int:
+    """Run the whole checklist on MODEL and write a bundle: samples, convert, optimise, bundle, verify.
+
+    MODEL is package.module:factory (PyTorch) or an ONNX file. An interrupted run goes on where it was; finished steps
+    are not run again while source, samples, settings, software and machine are the same. Exits with 1 if a line of
+    the checklist misses its limit.
+
+    \b
+    Example:
+      forwardpass ship shop.models:build --weights w.safetensors --data samples.npz --out shop-bundle \\
+          --slo p95=20ms --max-drop 1%
+    """
+    from forwardpass.cli.settings import optimize_settings
+    from forwardpass.wiring import ship_model
+
+    settings = optimize_settings(max_drop=max_drop, target=target, slo=slo, quick=quick)
+    processor_name, processor_folder = _processor(processor)
+    with shown_progress() as progress:
+        shipment = ship_model(
+            model,
+            data=data,
+            out=out,
+            name=name,
+            weights=weights,
+            metric=metric,
+            higher_is_better=metric_direction == "max",
+            settings=settings,
+            opset=opset,
+            trust_pickle=trust_pickle,
+            processor=processor_name,
+            processor_folder=processor_folder,
+            progress=progress,
+        )
+    if as_json:
+        echo_json(
+            {
+                "bundle": str(shipment.bundle.path),
+                "ready": shipment.is_ready,
+                "checklist": shipment.checklist,
+                "optimization": shipment.optimization,
+            }
+        )
+    else:
+        _echo(shipment, out)
+    return 0 if shipment.is_ready else 1
+
+
+def _processor(text: str) -> tuple[str, Path]:
+    name, _, folder = text.partition(":")
+    if folder and not Path(folder).is_dir():
+        raise InvalidOption(option="--processor", value=text, expected="an existing folder after the colon")
+    return name, Path(folder)
+
+
+def _echo(shipment: Shipment, out: str) -> None:
+    for step in shipment.resumed:
+        click.echo(f"{step}: done before for the same inputs, not run again")
+    heading("Variants")
+    echo_candidates(shipment.optimization)
+    heading("Checklist")
+    echo_table(checklist_rows(shipment.checklist))
+    click.echo()
+    ready = "ready to serve" if shipment.is_ready else "NOT READY: a limit is missed"
+    click.echo(f"{ready}: {out}")
+    click.echo(f"report:  {Path(out) / 'report.html'}")
+    click.echo(f"serve:   forwardpass serve {out}")

@@ -1,0 +1,3 @@
+"""The version of forwardpass; the build reads it from here, too."""
+
+VERSION = "0.1.0"

@@ -1,0 +1,159 @@
+"""Which variants are made of a model, by which recipe, and what is not tried and why."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from forwardpass.core.samples import Samples
+from forwardpass.core.tensors import Array
+from forwardpass.core.variants import Format, Precision, Step, Variant
+from forwardpass.optimize.calibration import CalibrationMethod
+from forwardpass.optimize.values import NotTried
+from forwardpass.optimize.writers import (
+    StaticPlan,
+    plan_static,
+    write_dynamic,
+    write_fp16_storage,
+    write_graph,
+    write_static,
+)
+from forwardpass.predict import relative_error
+from forwardpass.runtimes import RuntimeOptions, open_runtime
+
+__all__ = ["NOT_TRIED", "Blueprint", "Workshop", "blueprints"]
+
+NOT_TRIED = (
+    NotTried(
+        what="FP16 arithmetic",
+        reason="processors without FP16 units convert every value to FP32 and back, which is slower; FP16 is for storage",
+    ),
+    NotTried(
+        what="INT8 dynamic convolutions",
+        reason="ONNX Runtime has no signed kernel for them and is several times slower with the unsigned one",
+    ),
+    NotTried(
+        what="INT8 in the QOperator format with signed activations",
+        reason="on x86 it falls back to a kernel that is 3 to 10 times slower than FP32",
+    ),
+    NotTried(
+        what="INT8 depthwise convolutions",
+        reason="they move more bytes than they compute, and the conversions around them cost more than is saved",
+    ),
+    NotTried(
+        what="unstructured zeros",
+        reason="no CPU runtime skips them: 99 % zeros run as fast as none",
+    ),
+)
+
+NUM_TRIAL_SAMPLES = 48
+"""Enough to tell calibration methods apart, whose errors differ by tens of percent."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workshop:
+    """What the writers work with."""
+
+    baseline: Variant
+    calibration: Samples
+    folder: Path
+    reduce_range: bool
+    """Weights in 7 bits, because this processor's 8-bit multiplications saturate."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Blueprint:
+    """A variant that can be made."""
+
+    name: str
+    precision: Precision
+    make: Callable[[Workshop, Path], Step]
+
+
+def blueprints() -> tuple[Blueprint, ...]:
+    """Return all variants of the first set, the simplest first."""
+    return (
+        Blueprint(name="onnx-graph", precision=Precision.FP32, make=_make_graph),
+        Blueprint(name="fp16-storage", precision=Precision.FP16_STORAGE, make=_make_fp16_storage),
+        Blueprint(name="int8-dynamic", precision=Precision.INT8_DYNAMIC, make=_make_dynamic),
+        Blueprint(name="int8-static", precision=Precision.INT8_STATIC, make=_make_static),
+    )
+
+
+def build(blueprint: Blueprint, workshop: Workshop) -> Variant:
+    """Make the variant's file and return it with its recipe."""
+    target = workshop.folder / f"{blueprint.name}.onnx"
+    step = blueprint.make(workshop, target)
+    return Variant(
+        name=blueprint.name,
+        format=Format.ONNX,
+        precision=blueprint.precision,
+        location=str(target),
+        recipe=workshop.baseline.recipe.then(step),
+    )
+
+
+def _make_graph(workshop: Workshop, target: Path) -> Step:
+    write_graph(Path(workshop.baseline.location), target)
+    return Step(operation="optimise-graph", parameters=(("level", "extended"),))
+
+
+def _make_fp16_storage(workshop: Workshop, target: Path) -> Step:
+    num_tensors = write_fp16_storage(Path(workshop.baseline.location), target)
+    return Step(operation="store-fp16", parameters=(("num_tensors", num_tensors),))
+
+
+def _make_dynamic(workshop: Workshop, target: Path) -> Step:
+    write_dynamic(_simplified(workshop), target, reduce_range=workshop.reduce_range)
+    return Step(
+        operation="quantise-dynamic",
+        parameters=(("weights", "s8 per channel"), ("reduce_range", workshop.reduce_range)),
+    )
+
+
+def _make_static(workshop: Workshop, target: Path) -> Step:
+    """Calibrate once, write with every method, and keep the file whose answers are nearest to the baseline's."""
+    source = _simplified(workshop)
+    plan = plan_static(source, workshop.calibration)
+    errors = {method: _trial(workshop, source, plan, method, target) for method in CalibrationMethod}
+    best = min(errors, key=lambda method: errors[method])
+    write_static(source, target, plan, method=best, reduce_range=workshop.reduce_range)
+    return Step(
+        operation="quantise-static",
+        parameters=(
+            ("weights", "s8 per channel"),
+            ("activations", "u8"),
+            ("reduce_range", workshop.reduce_range),
+            ("calibration", best.value),
+            ("num_calibration_samples", len(workshop.calibration)),
+            ("num_nodes", len(plan.nodes)),
+        ),
+    )
+
+
+def _trial(workshop: Workshop, source: Path, plan: StaticPlan, method: CalibrationMethod, target: Path) -> float:
+    """Return the mean relative error of a calibration method over some calibration samples."""
+    trial = target.with_name(f"{target.stem}-{method.value}.onnx")
+    write_static(source, trial, plan, method=method, reduce_range=workshop.reduce_range)
+    samples = workshop.calibration.head(NUM_TRIAL_SAMPLES)
+    ours, theirs = _answers(str(trial), samples), _answers(workshop.baseline.location, samples)
+    trial.unlink()
+    return float(np.mean([relative_error(one, other) for one, other in zip(ours, theirs, strict=True)]))
+
+
+def _answers(location: str, samples: Samples) -> list[Array]:
+    runtime = open_runtime(Format.ONNX, location, options=RuntimeOptions())
+    return [next(iter(runtime.run(group.inputs).values())) for group in samples.batches(1)]
+
+
+def _simplified(workshop: Workshop) -> Path:
+    """Return the baseline with constants folded and shapes known, which the quantiser needs."""
+    from forwardpass.runtimes.onnx import save_optimised
+
+    path = workshop.folder / "simplified.onnx"
+    if not path.is_file():
+        save_optimised(Path(workshop.baseline.location), path, level="basic")
+    return path

@@ -1,0 +1,68 @@
+"""Running variants over samples and scoring what they answer."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from forwardpass.core.metrics import METRICS, Metric, Prediction, Scores, score
+from forwardpass.core.protocols import Runtime
+from forwardpass.core.samples import SampleGroup, Samples
+from forwardpass.core.tensors import Array, concatenate_rows
+from forwardpass.core.variants import Precision, Variant
+from forwardpass.runtimes import RuntimeOptions, open_runtime
+
+__all__ = ["Answers", "answer", "score_answers", "score_error"]
+
+MAX_ROWS = 32
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Answers:
+    """The outputs for every group of a split, in order."""
+
+    groups: tuple[dict[str, Array], ...]
+
+
+def answer(variant: Variant, samples: Samples) -> Answers:
+    """Run a variant over all samples.
+
+    A variant that quantises call by call runs one row at a time: that is how it will be served, and in a batch its
+    rows would change each other's answers.
+    """
+    cores = len(os.sched_getaffinity(0))
+    runtime = open_runtime(
+        variant.format, variant.location, weights=variant.weights, options=RuntimeOptions(num_threads=cores)
+    )
+    max_rows = 1 if variant.precision is Precision.INT8_DYNAMIC else MAX_ROWS
+    return Answers(groups=tuple(_run_group(runtime, group, max_rows) for group in samples.groups))
+
+
+def score_answers(metric: Metric, answers: Answers, reference: Answers, samples: Samples) -> Scores:
+    """Score answers against the labels of the samples, or against the source's answers.
+
+    Raises:
+        InvalidMetric: the metric does not fit the outputs or the labels, or an output is not finite.
+    """
+    return score(metric, list(_predictions(answers, reference, samples)))
+
+
+def score_error(answers: Answers, reference: Answers, samples: Samples) -> Scores:
+    """Return the relative error of the outputs against the source's."""
+    return score_answers(METRICS["relative-error"], answers, reference, samples)
+
+
+def _predictions(answers: Answers, reference: Answers, samples: Samples) -> Iterator[Prediction]:
+    for outputs, theirs, group in zip(answers.groups, reference.groups, samples.groups, strict=True):
+        yield Prediction(outputs=outputs, reference=_renamed(theirs, outputs), labels=group.labels)
+
+
+def _renamed(reference: dict[str, Array], outputs: dict[str, Array]) -> dict[str, Array]:
+    """Give the source's outputs the names of the variant's: the order is the same, a bare tensor has no name."""
+    return dict(zip(outputs, reference.values(), strict=True))
+
+
+def _run_group(runtime: Runtime, group: SampleGroup, max_rows: int) -> dict[str, Array]:
+    parts = [runtime.run(group.take(slice(start, start + max_rows)).inputs) for start in range(0, len(group), max_rows)]
+    return concatenate_rows(parts)

@@ -1,0 +1,242 @@
+"""The search: make the variants, run them on the user's metric, measure them side by side, and choose."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from forwardpass.core.calls import calls_from_samples
+from forwardpass.core.measurement import Interval, Measurement
+from forwardpass.core.metrics import Metric, Scores
+from forwardpass.core.protocols import Progress
+from forwardpass.core.samples import Samples, SampleSplits
+from forwardpass.core.statistics import measure_ratio
+from forwardpass.core.variants import Format, Variant
+from forwardpass.errors import ForwardpassError, MissingExtra
+from forwardpass.optimize.candidates import NOT_TRIED, Workshop, blueprints, build
+from forwardpass.optimize.choice import Choice, Facts, choose
+from forwardpass.optimize.evaluation import Answers, answer, score_answers, score_error
+from forwardpass.optimize.probe import int8_saturates
+from forwardpass.optimize.values import Candidate, Optimization, OptimizeSettings, Target, Verdict
+from forwardpass.profile import Cell, VariantProfile, describe_machine, profile_variants
+
+__all__ = ["optimize_model"]
+
+FEW_CALIBRATION_SAMPLES = 32
+SHARE_OF_MAKING, SHARE_OF_SCORING = 0.15, 0.15
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class _Entry:
+    """A candidate while the evidence on it comes together."""
+
+    variant: Variant
+    failure: str = ""
+    profile: VariantProfile | None = None
+    validation: Scores | None = None
+    test: Scores | None = None
+    error: Scores | None = None
+
+
+def optimize_model(
+    source: Variant,
+    baseline: Variant,
+    splits: SampleSplits,
+    metric: Metric,
+    *,
+    workdir: Path,
+    settings: OptimizeSettings,
+    progress: Progress,
+) -> Optimization:
+    """Make and measure variants of `baseline`, the ONNX form of `source`, and choose one.
+
+    The search sees the calibration and validation splits; the test split is scored once, for the report. A candidate
+    that cannot be made or run is reported as failed and does not stop the others.
+
+    Raises:
+        MissingExtra: the onnx package is not installed.
+        InvalidMetric: the metric does not fit the model or the samples.
+        ChildFailed: a measuring process ended before it answered.
+    """
+    calibration = splits.calibration.head(settings.max_calibration_samples)
+    entries = [_Entry(variant=source)]
+    if baseline != source:
+        entries.append(_Entry(variant=baseline))
+    entries += _make_all(baseline, calibration, workdir, progress)
+    _score_all(entries, splits, metric, progress)
+    _profile_all(entries, splits.validation, settings, progress)
+    choice = _choose(entries, baseline, metric, settings)
+    return Optimization(
+        candidates=tuple(_candidate(entry, entries, baseline, choice, settings.target) for entry in entries),
+        metric=metric.name,
+        higher_is_better=metric.higher_is_better,
+        floor_score=_floor(entries[0], metric, settings),
+        target=settings.target,
+        slo=settings.slo,
+        chosen=choice.chosen,
+        reason=choice.reason,
+        not_tried=NOT_TRIED,
+        warnings=tuple(_warnings(entries, calibration, metric)),
+        num_calibration=len(calibration),
+        num_validation=len(splits.validation),
+        num_test=len(splits.test),
+        machine=describe_machine(),
+    )
+
+
+def _make_all(baseline: Variant, calibration: Samples, workdir: Path, progress: Progress) -> list[_Entry]:
+    workshop = Workshop(baseline=baseline, calibration=calibration, folder=workdir, reduce_range=int8_saturates())
+    plans = blueprints()
+    entries = []
+    for number, blueprint in enumerate(plans):
+        progress(f"making {blueprint.name}", done=SHARE_OF_MAKING * number / len(plans))
+        try:
+            entries.append(_Entry(variant=build(blueprint, workshop)))
+        except MissingExtra:
+            raise
+        except Exception as error:  # the writers are other people's code, and one failure must not end the search
+            planned = Variant(name=blueprint.name, format=Format.ONNX, precision=blueprint.precision, location="")
+            entries.append(_Entry(variant=planned, failure=_sentence(error)))
+    return entries
+
+
+def _score_all(entries: Sequence[_Entry], splits: SampleSplits, metric: Metric, progress: Progress) -> None:
+    """Run every candidate over validation and test; the source's own answers are the reference of all."""
+    reference: tuple[Answers, Answers] | None = None
+    for number, entry in enumerate(entries):
+        done = SHARE_OF_MAKING + SHARE_OF_SCORING * number / len(entries)
+        progress(f"scoring {entry.variant.name}", done=done)
+        if entry.failure:
+            continue
+        try:
+            answers = answer(entry.variant, splits.validation), answer(entry.variant, splits.test)
+            reference = reference or answers
+            entry.validation = score_answers(metric, answers[0], reference[0], splits.validation)
+            entry.test = score_answers(metric, answers[1], reference[1], splits.test)
+            entry.error = score_error(answers[0], reference[0], splits.validation)
+        except ForwardpassError as error:
+            if number == 0:
+                raise  # the source itself does not fit the samples or the metric
+            entry.failure = str(error)
+        except Exception as error:  # a runtime's own classes share no base but this one
+            if number == 0:
+                raise
+            entry.failure = _sentence(error)
+
+
+def _profile_all(entries: Sequence[_Entry], samples: Samples, settings: OptimizeSettings, progress: Progress) -> None:
+    start = SHARE_OF_MAKING + SHARE_OF_SCORING
+
+    def show(text: str, *, done: float) -> None:
+        progress(text, done=start + (1 - start) * done)
+
+    running = [entry for entry in entries if not entry.failure]
+    calls = calls_from_samples(samples, settings.profile.batch_sizes)
+    profiles = profile_variants([entry.variant for entry in running], calls, settings=settings.profile, progress=show)
+    for entry, profile in zip(running, profiles, strict=True):
+        entry.profile = profile
+
+
+def _choose(entries: Sequence[_Entry], baseline: Variant, metric: Metric, settings: OptimizeSettings) -> Choice:
+    own = next(entry for entry in entries if entry.variant.name == baseline.name)
+    return choose(
+        [_facts(entry, own, settings.target) for entry in entries if not entry.failure],
+        baseline=baseline.name,
+        floor_score=_floor(entries[0], metric, settings),
+        higher_is_better=metric.higher_is_better,
+        target=settings.target,
+        metric=metric.name,
+    )
+
+
+def _facts(entry: _Entry, baseline: _Entry, target: Target) -> Facts:
+    assert entry.profile is not None, "what did not fail was profiled"
+    assert entry.validation is not None, "what did not fail was scored"
+    return Facts(
+        name=entry.variant.name,
+        gain=_gain(entry, baseline, target),
+        score=entry.validation.value,
+        latency_s=best_latency(entry.profile).p50_s.value,
+        size_bytes=float(entry.profile.file_bytes or 0),
+        can_be_served=entry.variant.format is Format.ONNX,
+    )
+
+
+def _gain(entry: _Entry, baseline: _Entry, target: Target) -> Measurement:
+    """Return how many times better than the baseline a candidate is at the target."""
+    assert entry.profile is not None, "what did not fail was profiled"
+    assert baseline.profile is not None, "the baseline was profiled"
+    if target is Target.SIZE:
+        ratio = (baseline.profile.file_bytes or 0) / max(entry.profile.file_bytes or 0, 1)
+        return Measurement(value=ratio, unit="ratio", interval=Interval(low=ratio, high=ratio), num_repetitions=1)
+    find = best_latency if target is Target.LATENCY else best_throughput
+    ours, theirs = find(entry.profile), find(baseline.profile)
+    num_pairs = min(len(ours.round_p50_s), len(theirs.round_p50_s))
+    return measure_ratio(_seconds_per_row(theirs)[:num_pairs], _seconds_per_row(ours)[:num_pairs])
+
+
+def best_latency(profile: VariantProfile) -> Cell:
+    """Return the cell of the smallest batch at the number of threads that is fastest there."""
+    smallest = profile.batch_sizes[0]
+    return min((cell for cell in profile.cells if cell.batch_size == smallest), key=lambda cell: cell.p50_s.value)
+
+
+def best_throughput(profile: VariantProfile) -> Cell:
+    """Return the cell with the most rows per second."""
+    return max(profile.cells, key=lambda cell: cell.rows_per_s.value)
+
+
+def _seconds_per_row(cell: Cell) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+    return np.array(cell.round_p50_s) / cell.batch_size
+
+
+def _floor(source: _Entry, metric: Metric, settings: OptimizeSettings) -> float:
+    assert source.validation is not None, "the source was scored first"
+    return settings.floor.limit(source.validation.value, higher_is_better=metric.higher_is_better)
+
+
+def _candidate(
+    entry: _Entry, entries: Sequence[_Entry], baseline: Variant, choice: Choice, target: Target
+) -> Candidate:
+    if entry.failure:
+        return Candidate(variant=entry.variant, verdict=Verdict.FAILED, reason=entry.failure)
+    assert entry.validation is not None, "what did not fail was scored"
+    assert entry.test is not None, "what did not fail was scored"
+    assert entry.error is not None, "what did not fail was scored"
+    source_test = entries[0].test
+    assert source_test is not None, "the source was scored first"
+    judgement = next(item for item in choice.judgements if item.name == entry.variant.name)
+    own = next(other for other in entries if other.variant.name == baseline.name)
+    return Candidate(
+        variant=entry.variant,
+        verdict=judgement.verdict,
+        reason=judgement.reason,
+        profile=entry.profile,
+        validation=entry.validation.measure(),
+        test=entry.test.measure(),
+        test_difference=entry.test.measure_difference(source_test),
+        relative_error=entry.error.measure(),
+        gain=_gain(entry, own, target),
+    )
+
+
+def _warnings(entries: Sequence[_Entry], calibration: Samples, metric: Metric) -> list[str]:
+    found = []
+    if len(calibration) < FEW_CALIBRATION_SAMPLES:
+        found.append(
+            f"Only {len(calibration)} calibration samples: the ranges of INT8 may miss values that occur later. "
+            f"Give more samples; {FEW_CALIBRATION_SAMPLES * 8} are plenty."
+        )
+    scores = [entry.validation.value for entry in entries if entry.validation is not None]
+    source_items = entries[0].validation.items if entries[0].validation is not None else np.zeros((1, 1))
+    if metric.needs_labels and len(np.unique(source_items[:, -1])) == 1 and len(set(scores)) == 1:
+        found.append(f"The metric {metric.name} is the same for every sample and variant: it cannot tell them apart.")
+    return found
+
+
+def _sentence(error: Exception) -> str:
+    first = next((line.strip() for line in str(error).splitlines() if line.strip()), "no message")
+    return f"{type(error).__name__}: {first[:200]}"

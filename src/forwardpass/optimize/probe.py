@@ -1,0 +1,38 @@
+"""Does this processor's 8-bit arithmetic saturate?
+
+Without VNNI, x86 multiplies pairs of bytes into 16 bits (VPMADDUBSW): two products of 255 x 127 do not fit, and the sum
+is cut off silently. The same INT8 file is then less accurate than on the machine that it was tested on. One
+multiplication whose exact result is known tells which kind of processor this is.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper
+
+from forwardpass.runtimes import RuntimeOptions
+from forwardpass.runtimes.onnx import OnnxRuntime
+
+__all__ = ["int8_saturates"]
+
+DEPTH, WIDTH = 64, 16
+LARGEST_U8, LARGEST_S8 = 255, 127
+EXACT = DEPTH * LARGEST_U8 * LARGEST_S8
+"""2,072,640: what every element of the product is, unless pairs of products are cut off at 32,767."""
+
+
+def int8_saturates() -> bool:
+    """Multiply the largest bytes with each other and compare with the exact result."""
+    graph = helper.make_graph(
+        [helper.make_node("MatMulInteger", ["a", "b"], ["y"])],
+        "probe",
+        [helper.make_tensor_value_info("a", TensorProto.UINT8, [1, DEPTH])],
+        [helper.make_tensor_value_info("y", TensorProto.INT32, [1, WIDTH])],
+        [helper.make_tensor("b", TensorProto.INT8, [DEPTH, WIDTH], [LARGEST_S8] * DEPTH * WIDTH)],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    onnx.checker.check_model(model)
+    runtime = OnnxRuntime.from_bytes(model.SerializeToString(), options=RuntimeOptions())
+    answer = runtime.run({"a": np.full((1, DEPTH), LARGEST_U8, np.uint8)})["y"]
+    return not bool((answer == EXACT).all())

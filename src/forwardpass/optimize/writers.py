@@ -1,0 +1,172 @@
+"""The writers of variants: an FP32 ONNX file in, a leaner one out, the same bytes every time a recipe is run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from forwardpass.core.samples import Samples
+from forwardpass.core.tensors import Array
+from forwardpass.optimize.calibration import CalibrationMethod, Range, TensorHistogram, calibrate, choose_range
+from forwardpass.optimize.quiet import quiet_quantizer
+from forwardpass.runtimes import RuntimeOptions
+from forwardpass.runtimes.onnx import OnnxRuntime, save_optimised
+
+__all__ = [
+    "QUANTISED_OPERATORS",
+    "StaticPlan",
+    "plan_static",
+    "write_dynamic",
+    "write_fp16_storage",
+    "write_graph",
+    "write_static",
+]
+
+MIN_FP16_VALUES = 256
+"""Smaller constants (scales, axes, epsilons) stay as they are: nothing to save, and some are sensitive."""
+FP16_LIMIT = float(np.finfo(np.float16).max)
+
+MATRIX_OPERATORS = ("MatMul", "Gemm")
+QUANTISED_OPERATORS = (*MATRIX_OPERATORS, "Conv")
+"""Where the arithmetic is. A matrix product leaves its output in float, since ONNX Runtime fuses the scaling into it
+and nothing behind it (bias, GELU, LayerNorm) runs in 8 bits; a convolution needs its output quantised to be fused."""
+
+
+def write_graph(source: Path, target: Path) -> None:
+    """Save the graph as ONNX Runtime simplifies and fuses it, without layouts that only suit one processor."""
+    save_optimised(source, target, level="extended")
+
+
+def write_fp16_storage(source: Path, target: Path) -> int:
+    """Store weights in 16 bits with a cast behind, which ONNX Runtime folds away at load; return how many were stored.
+
+    Weights with values beyond the range of float16 stay as they are.
+    """
+    model = onnx.load(str(source))
+    casts = []
+    for tensor in model.graph.initializer:
+        if not _fits_fp16(tensor):
+            continue
+        halved = numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float16), f"{tensor.name}.fp16")
+        casts.append(helper.make_node("Cast", [halved.name], [tensor.name], to=TensorProto.FLOAT))
+        tensor.CopyFrom(halved)
+    nodes = [*casts, *model.graph.node]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    onnx.save(model, str(target))
+    return len(casts)
+
+
+def write_dynamic(source: Path, target: Path, *, reduce_range: bool) -> None:
+    """Quantise the weights of matrix products; activations are quantised call by call, with one scale per tensor."""
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    with quiet_quantizer():
+        quantize_dynamic(
+            str(source),
+            str(target),
+            op_types_to_quantize=list(MATRIX_OPERATORS),
+            per_channel=True,
+            reduce_range=reduce_range,
+            weight_type=QuantType.QInt8,
+            extra_options={"MatMulConstBOnly": True},
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class StaticPlan:
+    """Which nodes are quantised, and what is known of the tensors at their ends."""
+
+    nodes: tuple[str, ...]
+    histograms: Mapping[str, TensorHistogram]
+
+
+def plan_static(source: Path, samples: Samples) -> StaticPlan:
+    """Choose the nodes and run the samples, one at a time and twice, to see the ranges of their activations."""
+    model = onnx.load(str(source))
+    constants = {tensor.name for tensor in model.graph.initializer}
+    nodes = [node for node in model.graph.node if _is_quantisable(node, constants, model)]
+    names = sorted({name for node in nodes for name in (node.input[0], node.output[0])} - constants)
+    runtime = _exposing(model, names)
+
+    def calls() -> Iterator[Mapping[str, Array]]:
+        for group in samples.batches(1):
+            answers = runtime.run(group.inputs)
+            yield {name: answers.get(name, group.inputs.get(name, _EMPTY)) for name in names}
+
+    return StaticPlan(nodes=tuple(node.name for node in nodes), histograms=calibrate(calls))
+
+
+def write_static(
+    source: Path, target: Path, plan: StaticPlan, *, method: CalibrationMethod, reduce_range: bool
+) -> None:
+    """Quantise weights (8 bits signed, a scale per channel) and activations (8 bits unsigned) with fixed ranges."""
+    from onnxruntime.quantization import CalibrationMethod as WriterMethod
+    from onnxruntime.quantization import QuantType
+    from onnxruntime.quantization.calibrate import TensorData, TensorsData
+    from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
+
+    ranges = {name: choose_range(histogram, method) for name, histogram in plan.histograms.items()}
+    tensors = {name: TensorData(lowest=_array(r, "low"), highest=_array(r, "high")) for name, r in ranges.items()}
+    with quiet_quantizer():
+        quantizer = QDQQuantizer(
+            onnx.load(str(source)),
+            per_channel=True,
+            reduce_range=reduce_range,
+            weight_qType=QuantType.QInt8,
+            activation_qType=QuantType.QUInt8,
+            tensors_range=TensorsData(WriterMethod.MinMax, tensors),
+            nodes_to_quantize=list(plan.nodes),
+            nodes_to_exclude=[],
+            op_types_to_quantize=list(QUANTISED_OPERATORS),
+            extra_options={
+                "MatMulConstBOnly": True,
+                "OpTypesToExcludeOutputQuantization": list(MATRIX_OPERATORS),
+            },
+        )
+        quantizer.quantize_model()
+        onnx.save(quantizer.model.model, str(target))
+
+
+_EMPTY = np.zeros(1, np.float32)
+
+
+def _array(ends: Range, name: str) -> Array:
+    return np.array(getattr(ends, name), dtype=np.float32)
+
+
+def _fits_fp16(tensor: onnx.TensorProto) -> bool:
+    if tensor.data_type != TensorProto.FLOAT:
+        return False
+    values = numpy_helper.to_array(tensor)
+    return values.size >= MIN_FP16_VALUES and float(np.abs(values).max()) <= FP16_LIMIT
+
+
+def _is_quantisable(node: onnx.NodeProto, constants: set[str], model: onnx.ModelProto) -> bool:
+    """Tell whether a node multiplies an activation with constant weights, and gains from doing so in 8 bits."""
+    if node.op_type not in QUANTISED_OPERATORS or node.input[0] in constants or node.input[1] not in constants:
+        return False
+    return node.op_type != "Conv" or not _is_depthwise(node, model)
+
+
+def _is_depthwise(node: onnx.NodeProto, model: onnx.ModelProto) -> bool:
+    """A depthwise convolution does little arithmetic per byte; in 8 bits it is slower."""
+    groups = next((attribute.i for attribute in node.attribute if attribute.name == "group"), 1)
+    weights = next(tensor for tensor in model.graph.initializer if tensor.name == node.input[1])
+    return groups > 1 and weights.dims[1] == 1
+
+
+def _exposing(model: onnx.ModelProto, names: Sequence[str]) -> OnnxRuntime:
+    """Return a runtime of the model that also answers with the tensors `names`."""
+    exposed = onnx.ModelProto()
+    exposed.CopyFrom(model)
+    present = {value.name for value in (*exposed.graph.output, *exposed.graph.input)}
+    for name in names:
+        if name not in present:
+            exposed.graph.output.append(helper.make_empty_tensor_value_info(name))
+    return OnnxRuntime.from_bytes(exposed.SerializeToString(), options=RuntimeOptions())

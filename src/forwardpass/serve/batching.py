@@ -1,0 +1,242 @@
+"""Which requests run together, and which are refused: decisions only, no clock, thread or socket.
+
+The rule is work-conserving with late binding: nothing waits while the worker is idle, and while it is busy the next
+batch grows. At low load a request runs alone at once; at high load batches are as large as they may be. There is no
+window to set.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Hashable, Iterable
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from forwardpass.core.latency import LatencyTable
+from forwardpass.errors import Overloaded
+
+__all__ = ["Batch", "BatchQueue", "Closed", "LatencyEstimate", "QueueStatistics", "Ticket"]
+
+SMOOTHING = 1 / 8
+DEVIATION_SMOOTHING = 1 / 4
+NUM_DEVIATIONS = 2.0
+"""As TCP estimates round trips (RFC 6298): a running mean and mean deviation need no history and forget old load."""
+
+
+@dataclass(slots=True, eq=False, kw_only=True)
+class Ticket:
+    """A waiting request: how many rows it has, what it can be stacked with, and until when it is of use."""
+
+    num_rows: int
+    shape_key: Hashable
+    deadline_s: float
+    is_abandoned: bool = False
+    """The client has left; the ticket is dropped before it costs anything."""
+    number: int = field(default=-1, init=False)
+
+
+class Closed(StrEnum):
+    """Why a batch was closed, for the statistics."""
+
+    QUEUE_EMPTY = "queue-empty"
+    FULL = "full"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """What to run now, oldest first, and what came too late for it."""
+
+    tickets: tuple[Ticket, ...]
+    expired: tuple[Ticket, ...]
+    closed: Closed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QueueStatistics:
+    """What the queue holds and has done."""
+
+    num_waiting: int
+    num_waiting_rows: int
+    num_accepted: int
+    num_refused: int
+    num_expired: int
+    num_batches: int
+    num_batched: int
+
+
+class LatencyEstimate:
+    """Predicts how long a batch takes: from the bundle's table at first, then from what was observed.
+
+    Sizes are kept in powers of two. A size that was never seen is predicted from the table, or in proportion to the
+    nearest size that was.
+    """
+
+    def __init__(self, table: LatencyTable | None) -> None:
+        self._table = table
+        self._seen: dict[int, tuple[float, float]] = {}
+
+    def learn_table(self, table: LatencyTable) -> None:
+        """Take over a table that was measured after the start."""
+        self._table = table
+
+    def predict_s(self, num_rows: int) -> float:
+        """Predict the time of a batch, on the safe side of the mean; 0 while nothing is known."""
+        bucket = _bucket(num_rows)
+        if bucket in self._seen:
+            mean, deviation = self._seen[bucket]
+            return mean + NUM_DEVIATIONS * deviation
+        if self._table is not None:
+            return self._table.predict_s(num_rows)
+        if not self._seen:
+            return 0.0
+        nearest = min(self._seen, key=lambda size: abs(size - bucket))
+        return self._seen[nearest][0] * max(1.0, bucket / nearest)
+
+    def observe(self, num_rows: int, seconds: float) -> None:
+        """Take note of a batch that has run."""
+        bucket = _bucket(num_rows)
+        if bucket not in self._seen:
+            self._seen[bucket] = (seconds, seconds / 2)
+            return
+        mean, deviation = self._seen[bucket]
+        deviation += DEVIATION_SMOOTHING * (abs(seconds - mean) - deviation)
+        self._seen[bucket] = (mean + SMOOTHING * (seconds - mean), deviation)
+
+
+class BatchQueue:
+    """Tickets in order of arrival, taken out in batches of one shape."""
+
+    def __init__(self, *, max_batch_rows: int, max_queue_rows: int, latency: LatencyEstimate) -> None:
+        self.max_batch_rows = max_batch_rows
+        self._max_queue_rows = max_queue_rows
+        self._latency = latency
+        self._by_shape: dict[Hashable, deque[Ticket]] = {}
+        self._num_waiting = self._num_rows = self._next_number = 0
+        self._num_refused = self._num_expired = self._num_batches = self._num_batched = 0
+
+    def push(self, ticket: Ticket, *, now_s: float, busy_until_s: float) -> None:
+        """Accept a ticket, or refuse it at once if it would come too late; `busy_until_s` is when the worker is free.
+
+        A request that finds the queue empty is always accepted: one prediction that was far too high must not lock
+        everybody out for ever.
+
+        Raises:
+            Overloaded: the queue is full, or the predicted wait is longer than the ticket's deadline allows.
+        """
+        wait_s = max(busy_until_s - now_s, 0.0) + self._predict_queue_s()
+        if self._num_waiting:
+            finish_s = now_s + wait_s + self._latency.predict_s(ticket.num_rows)
+            if self._num_rows + ticket.num_rows > self._max_queue_rows:
+                self._refuse(wait_s, f"{self._num_rows} rows are waiting, the limit is {self._max_queue_rows}")
+            if finish_s > ticket.deadline_s:
+                self._refuse(
+                    wait_s, f"the predicted wait of {wait_s:.3g} s is longer than the request's deadline allows"
+                )
+        ticket.number = self._next_number
+        self._next_number += 1
+        self._by_shape.setdefault(ticket.shape_key, deque()).append(ticket)
+        self._num_waiting += 1
+        self._num_rows += ticket.num_rows
+
+    def pop_batch(self, *, now_s: float) -> Batch:
+        """Return the tickets to run now; empty when nothing waits.
+
+        The oldest ticket decides the shape, and others of its shape join it in order. A ticket that cannot be answered
+        in time any more is dropped here, before it costs anything; one that waits alone is tried.
+        """
+        taken: list[Ticket] = []
+        expired: list[Ticket] = []
+        num_rows, closed = 0, Closed.QUEUE_EMPTY
+        while waiting := self._same_shape(taken):
+            ticket = waiting[0]
+            if taken and num_rows + ticket.num_rows > self.max_batch_rows:
+                closed = Closed.FULL
+                break
+            self._take_head(waiting, ticket)
+            if ticket.is_abandoned:
+                continue
+            if self._is_too_late(ticket, num_rows, now_s):
+                expired.append(ticket)
+                continue
+            taken.append(ticket)
+            num_rows += ticket.num_rows
+        self._num_expired += len(expired)
+        self._num_batches += bool(taken)
+        self._num_batched += len(taken)
+        return Batch(tickets=tuple(taken), expired=tuple(expired), closed=closed)
+
+    def drop_expired(self, *, now_s: float) -> tuple[Ticket, ...]:
+        """Take out and return every ticket whose deadline has passed."""
+        late = [ticket for ticket in self._waiting() if ticket.deadline_s <= now_s]
+        for ticket in late:
+            waiting = self._by_shape[ticket.shape_key]
+            waiting.remove(ticket)
+            self._forget(waiting, ticket)
+        self._num_expired += len(late)
+        return tuple(ticket for ticket in late if not ticket.is_abandoned)
+
+    def drain(self) -> tuple[Ticket, ...]:
+        """Take out everything, oldest first."""
+        everything = tuple(sorted(self._waiting(), key=lambda ticket: ticket.number))
+        self._by_shape.clear()
+        self._num_waiting = self._num_rows = 0
+        return everything
+
+    @property
+    def earliest_deadline_s(self) -> float | None:
+        """The first deadline among those that wait."""
+        return min((ticket.deadline_s for ticket in self._waiting()), default=None)
+
+    def __len__(self) -> int:
+        return self._num_waiting
+
+    def statistics(self) -> QueueStatistics:
+        """Return what the queue holds and has done."""
+        return QueueStatistics(
+            num_waiting=self._num_waiting,
+            num_waiting_rows=self._num_rows,
+            num_accepted=self._next_number,
+            num_refused=self._num_refused,
+            num_expired=self._num_expired,
+            num_batches=self._num_batches,
+            num_batched=self._num_batched,
+        )
+
+    def _predict_queue_s(self) -> float:
+        """Predict how long everything that waits takes, in full batches and a rest."""
+        full, rest = divmod(self._num_rows, self.max_batch_rows)
+        seconds = full * self._latency.predict_s(self.max_batch_rows) if full else 0.0
+        return seconds + (self._latency.predict_s(rest) if rest else 0.0)
+
+    def _is_too_late(self, ticket: Ticket, num_rows: int, now_s: float) -> bool:
+        if now_s >= ticket.deadline_s:
+            return True
+        is_alone = num_rows == 0 and self._num_waiting == 0
+        return not is_alone and now_s + self._latency.predict_s(num_rows + ticket.num_rows) > ticket.deadline_s
+
+    def _same_shape(self, taken: list[Ticket]) -> deque[Ticket] | None:
+        if taken:
+            return self._by_shape.get(taken[0].shape_key)
+        return min(self._by_shape.values(), key=lambda waiting: waiting[0].number, default=None)
+
+    def _take_head(self, waiting: deque[Ticket], ticket: Ticket) -> None:
+        waiting.popleft()
+        self._forget(waiting, ticket)
+
+    def _forget(self, waiting: deque[Ticket], ticket: Ticket) -> None:
+        self._num_waiting -= 1
+        self._num_rows -= ticket.num_rows
+        if not waiting:
+            del self._by_shape[ticket.shape_key]
+
+    def _waiting(self) -> Iterable[Ticket]:
+        return [ticket for waiting in self._by_shape.values() for ticket in waiting]
+
+    def _refuse(self, wait_s: float, reason: str) -> None:
+        self._num_refused += 1
+        raise Overloaded(retry_after_s=max(wait_s, 0.001), reason=reason)
+
+
+def _bucket(num_rows: int) -> int:
+    """Return the next power of two."""
+    return 1 << (num_rows - 1).bit_length()

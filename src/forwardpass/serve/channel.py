@@ -1,0 +1,154 @@
+"""How the front and a worker talk: small messages over a socket, tensors through shared memory.
+
+One batch is under way at a time, so the memory belongs to the front until it sends `Run`, to the worker until it
+answers, and then to the front again. No lock is needed, and nothing is pickled. Messages keep their boundaries
+(SOCK_SEQPACKET), so a message is read whole or not at all.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import socket
+from collections.abc import Iterable
+
+import msgspec
+import numpy as np
+
+from forwardpass.core.tensors import Array
+
+__all__ = [
+    "Arena",
+    "Done",
+    "Failed",
+    "Message",
+    "Placed",
+    "Ready",
+    "Run",
+    "WorkerConfig",
+    "decode",
+    "encode",
+    "socket_pair",
+]
+
+ALIGNMENT = 64
+FIRST_ARENA_BYTES = 2**20
+MAX_MESSAGE_BYTES = 2**16
+
+
+class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """What a worker is told when it starts; the last two are inherited file descriptors."""
+
+    bundle: str
+    variant: str
+    num_threads: int
+    channel: int
+    arena: int
+
+
+class Placed(msgspec.Struct, frozen=True, array_like=True):
+    """Where a tensor lies in the arena."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+
+
+class Ready(msgspec.Struct, frozen=True, tag=True, array_like=True):
+    """The worker has loaded, checked and warmed the variant."""
+
+    runtime: str
+    version: str
+
+
+class Run(msgspec.Struct, frozen=True, tag=True, array_like=True):
+    """The batch in the arena is to be run."""
+
+    arena_bytes: int
+    inputs: tuple[Placed, ...]
+
+
+class Done(msgspec.Struct, frozen=True, tag=True, array_like=True):
+    """The outputs are in the arena."""
+
+    arena_bytes: int
+    outputs: tuple[Placed, ...]
+    compute_s: float
+
+
+class Failed(msgspec.Struct, frozen=True, tag=True, array_like=True):
+    """The worker could not start, or the batch could not be run."""
+
+    slug: str
+    message: str
+
+
+Message = Ready | Run | Done | Failed
+
+encode = msgspec.msgpack.Encoder().encode
+decode = msgspec.msgpack.Decoder(Message).decode
+
+
+def socket_pair() -> tuple[socket.socket, socket.socket]:
+    """Return the two ends of a channel."""
+    return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+
+
+class Arena:
+    """Memory that both processes see; it grows when a batch needs more."""
+
+    def __init__(self, descriptor: int) -> None:
+        self.descriptor = descriptor
+        self._map = mmap.mmap(descriptor, os.fstat(descriptor).st_size)
+
+    @classmethod
+    def create(cls) -> Arena:
+        """Make a new arena that has no name, so nothing is left when both processes are gone."""
+        descriptor = os.memfd_create("forwardpass", os.MFD_CLOEXEC)
+        os.ftruncate(descriptor, FIRST_ARENA_BYTES)
+        return cls(descriptor)
+
+    @property
+    def num_bytes(self) -> int:
+        """The size that the other end has to know."""
+        return len(self._map)
+
+    def follow(self, num_bytes: int) -> None:
+        """Map what the other end has made larger."""
+        if num_bytes > len(self._map):
+            self._map = mmap.mmap(self.descriptor, num_bytes)
+
+    def place(self, tensors: Iterable[tuple[str, list[Array]]]) -> tuple[Placed, ...]:
+        """Write tensors, each given as parts that are stacked along their first axis."""
+        planned, offset = [], 0
+        for name, parts in tensors:
+            first = parts[0]
+            shape = first.shape if len(parts) == 1 else (sum(map(len, parts)), *first.shape[1:])
+            placed = Placed(name, first.dtype.str, shape, offset)
+            planned.append((placed, parts))
+            size = sum(part.nbytes for part in parts)
+            offset += -(-size // ALIGNMENT) * ALIGNMENT
+        self._reserve(offset)
+        for placed, parts in planned:
+            whole = self.view(placed)
+            if len(parts) == 1:
+                whole[...] = parts[0]
+            else:
+                np.concatenate(parts, out=whole)
+        return tuple(placed for placed, _ in planned)
+
+    def view(self, placed: Placed) -> Array:
+        """Return a tensor without copying it; it is valid until the arena changes hands."""
+        return np.ndarray(placed.shape, placed.dtype, self._map, placed.offset)
+
+    def close(self) -> None:
+        """Let go of the memory; views that are still held keep it alive."""
+        os.close(self.descriptor)
+
+    def _reserve(self, num_bytes: int) -> None:
+        if num_bytes <= len(self._map):
+            return
+        size = 1 << (num_bytes - 1).bit_length()
+        os.ftruncate(self.descriptor, size)
+        self._map = mmap.mmap(self.descriptor, size)

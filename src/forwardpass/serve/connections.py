@@ -1,0 +1,44 @@
+"""All open connections, so that there are never too many, and that stopping can wait for them."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from forwardpass.serve.http import HttpConnection
+
+__all__ = ["Connections"]
+
+
+class Connections:
+    """The set of open connections."""
+
+    def __init__(self, *, max_connections: int) -> None:
+        self._max_connections = max_connections
+        self._open: set[HttpConnection] = set()
+        self._empty = asyncio.Event()
+        self._empty.set()
+        self.are_closing = False
+
+    def add(self, connection: HttpConnection) -> bool:
+        """Take in a connection, or return False if there are too many."""
+        if len(self._open) >= self._max_connections:
+            return False
+        self._open.add(connection)
+        self._empty.clear()
+        return True
+
+    def discard(self, connection: HttpConnection) -> None:
+        """Forget a connection."""
+        self._open.discard(connection)
+        if not self._open:
+            self._empty.set()
+
+    async def close(self) -> None:
+        """Close the idle ones now and the others after their answer; return when all are gone."""
+        self.are_closing = True
+        for connection in tuple(self._open):
+            if connection.is_idle:
+                connection.close()
+        await self._empty.wait()

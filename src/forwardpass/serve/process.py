@@ -1,0 +1,198 @@
+"""A worker process as the front sees it: started fresh, healed when it dies, replaced when it hangs."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from enum import Enum, auto
+
+import msgspec
+
+from forwardpass.serve.channel import (
+    MAX_MESSAGE_BYTES,
+    Arena,
+    Done,
+    Failed,
+    Placed,
+    Ready,
+    Run,
+    WorkerConfig,
+    decode,
+    encode,
+    socket_pair,
+)
+
+__all__ = ["WorkerListener", "WorkerProcess", "WorkerState"]
+
+FIRST_PAUSE_S = 0.1
+LONGEST_PAUSE_S = 5.0
+
+log = logging.getLogger("forwardpass.serve")
+
+
+class WorkerState(Enum):
+    """What the worker can be asked."""
+
+    STARTING = auto()
+    IDLE = auto()
+    BUSY = auto()
+    STOPPED = auto()
+
+
+class WorkerListener:
+    """What the owner of a worker is told; every method runs on the event loop."""
+
+    def __init__(
+        self,
+        *,
+        on_idle: Callable[[], None],
+        on_done: Callable[[Done], None],
+        on_failed: Callable[[Failed], None],
+        on_lost: Callable[[], None],
+    ) -> None:
+        self.on_idle = on_idle
+        self.on_done = on_done
+        self.on_failed = on_failed
+        self.on_lost = on_lost
+
+
+class WorkerProcess:
+    """Keeps one worker running. After a death it is started again, with pauses that double up to five seconds."""
+
+    def __init__(self, bundle: str, variant: str, num_threads: int, listener: WorkerListener) -> None:
+        self._bundle = bundle
+        self._variant = variant
+        self._num_threads = num_threads
+        self._listener = listener
+        self._loop = asyncio.get_running_loop()
+        self._first_answer: asyncio.Future[Ready | Failed] = self._loop.create_future()
+        self._pause_s = FIRST_PAUSE_S
+        self.state = WorkerState.STOPPED
+        self.num_starts = 0
+        self.arena: Arena
+        self._channel: socket.socket
+        self._process: subprocess.Popen[bytes]
+
+    async def start(self) -> Ready | Failed:
+        """Start the process and return its first message."""
+        self._spawn()
+        return await self._first_answer
+
+    @property
+    def pid(self) -> int:
+        """The process that runs now."""
+        return self._process.pid
+
+    def run(self, inputs: tuple[Placed, ...]) -> None:
+        """Hand over the batch that was placed in the arena."""
+        self.state = WorkerState.BUSY
+        try:
+            self._channel.send(encode(Run(self.arena.num_bytes, inputs)))
+        except OSError:
+            self._loop.call_soon(self._lose)
+
+    def replace(self) -> None:
+        """Kill a worker that has hung; its death is handled like any other."""
+        self._process.kill()
+
+    async def stop(self) -> None:
+        """Close the channel, on which the worker ends, and wait for it; one that does not end is killed."""
+        was = self.state
+        self.state = WorkerState.STOPPED
+        if was is WorkerState.STOPPED:
+            return
+        self._hang_up()
+        try:
+            await self._loop.run_in_executor(None, self._process.wait, 5.0)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            await self._loop.run_in_executor(None, self._process.wait)
+
+    def _spawn(self) -> None:
+        ours, theirs = socket_pair()
+        arena = Arena.create()
+        config = WorkerConfig(
+            bundle=self._bundle,
+            variant=self._variant,
+            num_threads=self._num_threads,
+            channel=theirs.fileno(),
+            arena=arena.descriptor,
+        )
+        command = [sys.executable, "-m", "forwardpass.serve.worker", msgspec.json.encode(config).decode()]
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, pass_fds=(theirs.fileno(), arena.descriptor)
+        )
+        theirs.close()
+        ours.setblocking(False)
+        self._channel, self.arena = ours, arena
+        self.state = WorkerState.STARTING
+        self.num_starts += 1
+        self._loop.add_reader(ours.fileno(), self._read)
+
+    def _read(self) -> None:
+        try:
+            packet = self._channel.recv(MAX_MESSAGE_BYTES)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError:
+            packet = b""
+        if not packet:
+            self._lose()
+            return
+        message = decode(packet)
+        if self.state is WorkerState.STARTING:
+            self._note_start(message)
+        elif isinstance(message, Done):
+            self.state = WorkerState.IDLE
+            self.arena.follow(message.arena_bytes)
+            self._listener.on_done(message)
+        elif isinstance(message, Failed):
+            self.state = WorkerState.IDLE
+            self._listener.on_failed(message)
+
+    def _note_start(self, message: object) -> None:
+        if not self._first_answer.done() and isinstance(message, Ready | Failed):
+            self._first_answer.set_result(message)
+        if isinstance(message, Ready):
+            self._pause_s = FIRST_PAUSE_S
+            self.state = WorkerState.IDLE
+            self._listener.on_idle()
+        elif isinstance(message, Failed):
+            log.error("the worker could not load the variant: %s", message.message)
+
+    def _lose(self) -> None:
+        """Handle the end of the process: tell the owner, and start another after a pause."""
+        if self.state is WorkerState.STOPPED:
+            return
+        self._hang_up()
+        code = self._process.poll()
+        if not self._first_answer.done():
+            self._first_answer.set_result(Failed("worker-lost", f"it ended before it was ready ({_ending(code)})"))
+            self.state = WorkerState.STOPPED
+            return
+        log.warning("the worker %d ended (%s); starting another in %.1f s", self.pid, _ending(code), self._pause_s)
+        self.state = WorkerState.STARTING
+        self._listener.on_lost()
+        self._loop.call_later(self._pause_s, self._respawn)
+        self._pause_s = min(2 * self._pause_s, LONGEST_PAUSE_S)
+
+    def _respawn(self) -> None:
+        self._process.poll()
+        if self.state is WorkerState.STARTING:
+            self._spawn()
+
+    def _hang_up(self) -> None:
+        self._loop.remove_reader(self._channel.fileno())
+        self._channel.close()
+        self.arena.close()
+
+
+def _ending(code: int | None) -> str:
+    if code is None:
+        return "killed or crashed"
+    return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"

@@ -1,0 +1,94 @@
+"""The process that holds one variant and runs its batches: `python -m forwardpass.serve.worker`.
+
+It is started fresh, inherits its end of the channel and the arena, and ends when the front closes the channel. Signals
+from a terminal are the front's business.
+"""
+
+from __future__ import annotations
+
+import signal
+import socket
+import sys
+import time
+
+import msgspec
+
+from forwardpass.bundle import Bundle, BundledVariant, open_bundle
+from forwardpass.core.protocols import Runtime
+from forwardpass.errors import ForwardpassError
+from forwardpass.predict import open_variant
+from forwardpass.runtimes import RuntimeOptions
+from forwardpass.serve.channel import (
+    MAX_MESSAGE_BYTES,
+    Arena,
+    Done,
+    Failed,
+    Message,
+    Ready,
+    Run,
+    WorkerConfig,
+    decode,
+    encode,
+)
+
+__all__ = ["main"]
+
+NUM_WARM_UPS = 3
+
+
+def main(arguments: list[str]) -> None:
+    """Load, report, and run batches until the front hangs up."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    config = msgspec.json.decode(arguments[0], type=WorkerConfig)
+    channel = socket.socket(fileno=config.channel)
+    try:
+        runtime = _load(config)
+    except ForwardpassError as error:
+        channel.send(encode(Failed(error.slug, str(error))))
+        return
+    channel.send(encode(Ready(runtime.name, runtime.version)))
+    _serve(channel, Arena(config.arena), runtime)
+
+
+def _load(config: WorkerConfig) -> Runtime:
+    bundle = open_bundle(config.bundle)
+    variant = bundle.variant(config.variant)
+    runtime = open_variant(bundle, variant.name, options=RuntimeOptions(num_threads=config.num_threads))
+    _warm_up(runtime, bundle, variant)
+    return runtime
+
+
+def _warm_up(runtime: Runtime, bundle: Bundle, variant: BundledVariant) -> None:
+    """Run the golden calls again, so that the first request does not pay for memory and caches."""
+    for call in bundle.golden_calls(variant) * NUM_WARM_UPS:
+        runtime.run(call.inputs)
+
+
+def _serve(channel: socket.socket, arena: Arena, runtime: Runtime) -> None:
+    while True:
+        try:
+            packet = channel.recv(MAX_MESSAGE_BYTES)
+        except ConnectionError:
+            return
+        if not packet:
+            return
+        message = decode(packet)
+        assert isinstance(message, Run), "the front sends nothing else"
+        channel.send(encode(_run(message, arena, runtime)))
+
+
+def _run(message: Run, arena: Arena, runtime: Runtime) -> Message:
+    arena.follow(message.arena_bytes)
+    started = time.perf_counter()
+    try:
+        outputs = runtime.run({placed.name: arena.view(placed) for placed in message.inputs})
+    except Exception as error:  # the runtimes' own classes share no base but this one; the process goes on
+        return Failed("input-rejected", type(error).__name__)
+    compute_s = time.perf_counter() - started
+    placed = arena.place([(name, [array]) for name, array in outputs.items()])
+    return Done(arena.num_bytes, placed, compute_s)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,206 @@
+"""The checklist from top to bottom: samples, convert, optimise, bundle, verify."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+
+from forwardpass.bundle import Bundle
+from forwardpass.convert import Conversion, TorchSource, convert_to_onnx
+from forwardpass.core.checklist import CheckLine, is_ready
+from forwardpass.core.metrics import Metric
+from forwardpass.core.protocols import Progress
+from forwardpass.core.samples import SampleSplits, fingerprint_samples
+from forwardpass.core.variants import Format, Precision, Variant
+from forwardpass.core.version import VERSION
+from forwardpass.optimize import Optimization, OptimizeSettings, optimize_model
+from forwardpass.predict import GoldenCheck, verify_variant
+from forwardpass.profile import describe_machine
+from forwardpass.runtimes import runtime_versions
+from forwardpass.ship.assembly import assemble_bundle
+from forwardpass.ship.lines import checklist
+from forwardpass.ship.store import StepStore, hash_file, step_key
+
+__all__ = ["ShipRequest", "Shipment", "ship"]
+
+Document = TypeVar("Document")
+
+CONVERT, OPTIMIZE = "convert", "optimize"
+SHARE_OF_CONVERSION, SHARE_OF_OPTIMISATION = 0.1, 0.85
+"""Of the time of a typical run, for the progress bar."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ShipRequest:
+    """Everything that decides what comes out."""
+
+    source: TorchSource | Path
+    source_key: str
+    """A hash of the source's code and weights: what makes it the same source."""
+    splits: SampleSplits
+    name: str
+    out: Path
+    metric: Metric
+    settings: OptimizeSettings
+    opset: int | None = None
+    trust_pickle: bool = False
+    processor: str = ""
+    processor_folder: Path = Path()
+
+    @property
+    def workdir(self) -> Path:
+        """Where unfinished work is kept between runs: a hidden folder beside the bundle."""
+        return self.out.absolute().parent / ".forwardpass" / self.out.name
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Shipment:
+    """The bundle, the evidence behind it, and the checklist."""
+
+    bundle: Bundle
+    conversion: Conversion
+    optimization: Optimization
+    golden: tuple[GoldenCheck, ...]
+    checklist: tuple[CheckLine, ...]
+    resumed: tuple[str, ...]
+    """The steps that were already done for the same inputs and were not run again."""
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether every limit of the checklist is met."""
+        return is_ready(self.checklist)
+
+
+def ship(request: ShipRequest, *, progress: Progress) -> Shipment:
+    """Run the steps that are not done yet, write the bundle, and check it.
+
+    Raises:
+        ConversionError: the model cannot be converted, or the result answers differently.
+        GoldenMismatch: the finished bundle does not answer as it did while it was built.
+        WorkInProgress: another process works on the same bundle.
+    """
+    store = StepStore(request.workdir)
+    with store.locked():
+        data_key = _data_key(request.splits)
+        resumed: list[str] = []
+        conversion = _convert(request, store, data_key, resumed, _part(progress, 0.0, SHARE_OF_CONVERSION))
+        optimization = _optimize(
+            request, conversion, store, data_key, resumed, _part(progress, SHARE_OF_CONVERSION, SHARE_OF_OPTIMISATION)
+        )
+        progress("packing the bundle", done=0.95)
+        bundle, lines, golden = _pack(request, conversion, optimization)
+    progress("done", done=1.0)
+    return Shipment(
+        bundle=bundle,
+        conversion=conversion,
+        optimization=optimization,
+        golden=golden,
+        checklist=lines,
+        resumed=tuple(resumed),
+    )
+
+
+def _convert(
+    request: ShipRequest, store: StepStore, data_key: str, resumed: list[str], progress: Progress
+) -> Conversion:
+    key = step_key(CONVERT, VERSION, runtime_versions(), request.source_key, data_key, request.opset)
+
+    def run() -> Conversion:
+        return convert_to_onnx(
+            request.source,
+            request.splits.calibration,
+            out=store.begin(CONVERT) / "model.onnx",
+            opset=request.opset,
+            trust_pickle=request.trust_pickle,
+            progress=progress,
+        )
+
+    return _once(store, CONVERT, key, Conversion, run, resumed)
+
+
+def _optimize(
+    request: ShipRequest,
+    conversion: Conversion,
+    store: StepStore,
+    data_key: str,
+    resumed: list[str],
+    progress: Progress,
+) -> Optimization:
+    model_key = hash_file(Path(conversion.variant.location))
+    key = step_key(
+        OPTIMIZE,
+        VERSION,
+        describe_machine(),
+        request.source_key,
+        model_key,
+        data_key,
+        request.metric.name,
+        request.metric.higher_is_better,
+        request.settings,
+    )
+
+    def run() -> Optimization:
+        return optimize_model(
+            source_variant(request.source, conversion),
+            conversion.variant,
+            request.splits,
+            request.metric,
+            workdir=store.begin(OPTIMIZE),
+            settings=request.settings,
+            progress=progress,
+        )
+
+    return _once(store, OPTIMIZE, key, Optimization, run, resumed)
+
+
+def _pack(
+    request: ShipRequest, conversion: Conversion, optimization: Optimization
+) -> tuple[Bundle, tuple[CheckLine, ...], tuple[GoldenCheck, ...]]:
+    """Write the bundle with the checklist in it, then verify it as a stranger would."""
+    lines = checklist(request.splits, conversion, optimization, request.settings)
+    bundle = assemble_bundle(request.out, request, conversion, optimization, lines)
+    golden = tuple(verify_variant(bundle, variant.name) for variant in bundle.manifest.variants)
+    return bundle, lines, golden
+
+
+def source_variant(source: TorchSource | Path, conversion: Conversion) -> Variant:
+    """Return the source as something that can be run: the module itself, or for an ONNX file its checked copy."""
+    if isinstance(source, TorchSource):
+        return Variant(
+            name="source",
+            format=Format.TORCH,
+            precision=Precision.FP32,
+            location=source.reference,
+            weights=source.weights,
+        )
+    return conversion.variant
+
+
+def _once(
+    store: StepStore, step: str, key: str, kind: type[Document], run: Callable[[], Document], resumed: list[str]
+) -> Document:
+    """Return the finished step's document, or run the step and record it."""
+    document = store.find(step, key)
+    if document is not None:
+        resumed.append(step)
+        return msgspec.json.decode(document, type=kind)
+    result = run()
+    store.finish(step, key, msgspec.json.encode(result))
+    return result
+
+
+def _data_key(splits: SampleSplits) -> str:
+    return step_key(*(fingerprint_samples(part) for part in (splits.calibration, splits.validation, splits.test)))
+
+
+def _part(progress: Progress, start: float, share: float) -> Progress:
+    """Show a step's own progress as its part of the whole."""
+
+    def show(text: str, *, done: float) -> None:
+        progress(text, done=start + share * done)
+
+    return show
