@@ -12,15 +12,53 @@ from typing import TYPE_CHECKING
 from forwardpass.core.version import VERSION as __version__
 
 if TYPE_CHECKING:
+    from forwardpass.core.slo import QualityFloor, Slo
+    from forwardpass.optimize import OptimizeSettings
     from forwardpass.predict import Predictor
-    from forwardpass.wiring import load
+    from forwardpass.profile import ProfileSettings
+    from forwardpass.serve import ServeSettings
+    from forwardpass.wiring import (
+        convert_model,
+        inspect_bundle,
+        load,
+        optimize_model,
+        profile_model,
+        serve_model,
+        ship_model,
+    )
 
 _HOMES = {
+    "OptimizeSettings": "forwardpass.optimize",
     "Predictor": "forwardpass.predict",
+    "ProfileSettings": "forwardpass.profile",
+    "QualityFloor": "forwardpass.core.slo",
+    "ServeSettings": "forwardpass.serve",
+    "Slo": "forwardpass.core.slo",
+    "convert_model": "forwardpass.wiring",
+    "inspect_bundle": "forwardpass.wiring",
     "load": "forwardpass.wiring",
+    "optimize_model": "forwardpass.wiring",
+    "profile_model": "forwardpass.wiring",
+    "serve_model": "forwardpass.wiring",
+    "ship_model": "forwardpass.wiring",
 }
 
-__all__ = ["Predictor", "__version__", "load"]
+__all__ = [
+    "OptimizeSettings",
+    "Predictor",
+    "ProfileSettings",
+    "QualityFloor",
+    "ServeSettings",
+    "Slo",
+    "__version__",
+    "convert_model",
+    "inspect_bundle",
+    "load",
+    "optimize_model",
+    "profile_model",
+    "serve_model",
+    "ship_model",
+]
 
 
 def __getattr__(name: str) -> object:

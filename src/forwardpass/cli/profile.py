@@ -41,7 +41,7 @@ def command(
     report: str | None,
     as_json: bool,
 ) -> None:
-    """Measure MODEL in fresh processes: latency, throughput, memory, cold start, and whether answers depend on the batch.
+    """Measure MODEL in fresh processes: latency, throughput, memory, cold start, batch invariance.
 
     MODEL is an ONNX file, package.module:factory (PyTorch, needs --data), or a bundle: then all its variants.
 
@@ -103,20 +103,15 @@ def _echo_profile(profile: VariantProfile) -> None:
     start = profile.cold_start
     phases = (("import", start.import_s), ("load", start.load_s), ("first run", start.first_run_s))
     listed = ", ".join(f"{name} {format_measurement(value)}" for name, value in phases)
+    peak, added = profile.memory.peak_bytes.value, profile.memory.added_bytes.value
+    audit = profile.invariance
+    compared = f"{audit.num_comparisons} comparisons, worst difference {audit.max_difference:.2g}"
     click.echo()
     echo_table(
         [
             ["cold start", f"{format_measurement(start.total_s)} ({listed})"],
-            [
-                "peak memory",
-                f"{format_bytes(profile.memory.peak_bytes.value)}, "
-                f"{format_bytes(profile.memory.added_bytes.value)} of it the model's",
-            ],
+            ["peak memory", f"{format_bytes(peak)}, {format_bytes(added)} of it the model's"],
             ["file", format_bytes(profile.file_bytes) if profile.file_bytes is not None else "none of its own"],
-            [
-                "same answer",
-                f"{profile.invariance.verdict.value} ({profile.invariance.num_comparisons} comparisons, "
-                f"worst difference {profile.invariance.max_difference:.2g})",
-            ],
+            ["same answer", f"{audit.verdict.value} ({compared})"],
         ]
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import click
+import msgspec
 
 __all__ = ["command"]
 
@@ -48,16 +49,19 @@ def command(
       forwardpass serve digits-bundle --port 8000
       curl localhost:8000/v2/models/digits
     """
+    import logging
+
+    from forwardpass.serve import ServeSettings
     from forwardpass.wiring import serve_model
 
-    serve_model(
-        bundle,
-        host=host,
-        port=port,
-        variant=variant,
-        num_threads=threads,
-        max_batch_rows=max_batch,
-        max_queue_rows=max_queue,
-        timeout_s=timeout,
-        grace_s=grace,
-    )
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    given = {
+        "variant": variant,
+        "num_threads": threads,
+        "max_batch_rows": max_batch,
+        "max_queue_rows": max_queue,
+        "timeout_s": timeout,
+        "grace_s": grace,
+    }
+    named = {name: value for name, value in given.items() if value is not None}
+    serve_model(bundle, settings=msgspec.convert({"host": host, "port": port, **named}, ServeSettings))

@@ -29,7 +29,7 @@ __all__ = ["NOT_TRIED", "Blueprint", "Workshop", "blueprints"]
 NOT_TRIED = (
     NotTried(
         what="FP16 arithmetic",
-        reason="processors without FP16 units convert every value to FP32 and back, which is slower; FP16 is for storage",
+        reason="processors without FP16 units convert each value to FP32 and back: slower. FP16 is for storage",
     ),
     NotTried(
         what="INT8 dynamic convolutions",

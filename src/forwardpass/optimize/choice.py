@@ -11,9 +11,9 @@ from forwardpass.optimize.values import Target, Verdict
 __all__ = ["Choice", "Facts", "Judgement", "choose"]
 
 MIN_GAIN = 1.10
-"""A variant replaces the float model only if the lower end of its gain's interval is above this. Measured on a shared
-machine, copies of one file differ from each other by up to 13 % in 95 of 100 comparisons, more than their intervals say;
-and FP32 is what everything else was checked with."""
+"""A variant replaces the float model only if the lower end of its gain's interval is above this. On a shared
+machine, copies of one file were measured to differ by up to 13 % in 95 of 100 comparisons, more than intervals say; and
+FP32 is what everything else was checked with."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -159,7 +159,7 @@ def _facts(entry: _Entry, baseline: _Entry, target: Target) -> Facts:
         name=entry.variant.name,
         gain=_gain(entry, baseline, target),
         score=entry.validation.value,
-        latency_s=best_latency(entry.profile).p50_s.value,
+        latency_s=entry.profile.best_latency.p50_s.value,
         size_bytes=float(entry.profile.file_bytes or 0),
         can_be_served=entry.variant.format is Format.ONNX,
     )
@@ -172,21 +172,12 @@ def _gain(entry: _Entry, baseline: _Entry, target: Target) -> Measurement:
     if target is Target.SIZE:
         ratio = (baseline.profile.file_bytes or 0) / max(entry.profile.file_bytes or 0, 1)
         return Measurement(value=ratio, unit="ratio", interval=Interval(low=ratio, high=ratio), num_repetitions=1)
-    find = best_latency if target is Target.LATENCY else best_throughput
-    ours, theirs = find(entry.profile), find(baseline.profile)
+    if target is Target.LATENCY:
+        ours, theirs = entry.profile.best_latency, baseline.profile.best_latency
+    else:
+        ours, theirs = entry.profile.best_throughput, baseline.profile.best_throughput
     num_pairs = min(len(ours.round_p50_s), len(theirs.round_p50_s))
     return measure_ratio(_seconds_per_row(theirs)[:num_pairs], _seconds_per_row(ours)[:num_pairs])
-
-
-def best_latency(profile: VariantProfile) -> Cell:
-    """Return the cell of the smallest batch at the number of threads that is fastest there."""
-    smallest = profile.batch_sizes[0]
-    return min((cell for cell in profile.cells if cell.batch_size == smallest), key=lambda cell: cell.p50_s.value)
-
-
-def best_throughput(profile: VariantProfile) -> Cell:
-    """Return the cell with the most rows per second."""
-    return max(profile.cells, key=lambda cell: cell.rows_per_s.value)
 
 
 def _seconds_per_row(cell: Cell) -> np.ndarray[tuple[int], np.dtype[np.float64]]:

@@ -121,6 +121,17 @@ class VariantProfile:
         """The batch sizes that were measured with any number of threads, in increasing order."""
         return tuple(sorted({cell.batch_size for cell in self.cells}))
 
+    @property
+    def best_latency(self) -> Cell:
+        """The cell of the smallest batch size at the number of threads that is fastest there."""
+        smallest = self.batch_sizes[0]
+        return min((cell for cell in self.cells if cell.batch_size == smallest), key=lambda cell: cell.p50_s.value)
+
+    @property
+    def best_throughput(self) -> Cell:
+        """The cell with the most rows per second."""
+        return max(self.cells, key=lambda cell: cell.rows_per_s.value)
+
     def find(self, num_threads: int, batch_size: int) -> Cell | None:
         """Return what was measured there, or None."""
         for cell in self.cells:

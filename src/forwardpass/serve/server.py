@@ -38,8 +38,8 @@ class Server:
         self._bundle = bundle
         self._settings = settings
         self._variant = bundle.variant(settings.variant)
-        self._num_threads = settings.num_threads or _num_threads(self._variant)
-        table = self._variant.latency_for(self._num_threads)
+        self.num_threads = settings.num_threads or _num_threads(self._variant)
+        table = self._variant.latency_for(self.num_threads)
         self._latency = LatencyEstimate(table)
         self._queue = BatchQueue(
             max_batch_rows=settings.max_batch_rows or max_batch_rows(self._variant, table),
@@ -66,7 +66,7 @@ class Server:
             hang_s=self._settings.hang_s,
         )
         self._worker = WorkerProcess(
-            str(self._bundle.path), self._variant.name, self._num_threads, self._dispatcher.listener
+            str(self._bundle.path), self._variant.name, self.num_threads, self._dispatcher.listener
         )
         self._dispatcher.attach(self._worker)
         await self._start_worker()
@@ -129,7 +129,7 @@ class Server:
         """Return one line on how the bundle is served."""
         host, port = self.address
         return (
-            f"{self._bundle.name} ({self._variant.name}, {self._num_threads} threads, batches of up to "
+            f"{self._bundle.name} ({self._variant.name}, {self.num_threads} threads, batches of up to "
             f"{self._queue.max_batch_rows} rows) on http://{host}:{port}"
         )
 

@@ -1,0 +1,168 @@
+"""The lines of the checklist, read off the evidence."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from forwardpass.convert import Conversion
+from forwardpass.core.checklist import CheckLine, Verdict
+from forwardpass.core.measurement import Measurement
+from forwardpass.core.samples import SampleSplits
+from forwardpass.core.variants import BatchInvariance
+from forwardpass.optimize import Candidate, Optimization, OptimizeSettings
+from forwardpass.profile import VariantProfile
+from forwardpass.report.format import format_bytes, format_measurement, format_ratio, format_seconds
+
+__all__ = ["checklist"]
+
+
+def checklist(
+    splits: SampleSplits, conversion: Conversion, optimization: Optimization, settings: OptimizeSettings
+) -> tuple[CheckLine, ...]:
+    """Return every line of the checklist, in the order of the work."""
+    source = optimization.candidates[0]
+    chosen = optimization.find(optimization.chosen)
+    return (
+        _samples_line(splits),
+        *_profile_lines("profile", "source", source),
+        _parity_line(conversion),
+        _choice_line(chosen, optimization),
+        *_quality_lines(chosen, optimization),
+        *_profile_lines("result", chosen.variant.name, chosen),
+        *_slo_lines(chosen, settings),
+        _same_answer_line(chosen),
+    )
+
+
+def _samples_line(splits: SampleSplits) -> CheckLine:
+    sizes = f"{len(splits.calibration)} + {len(splits.validation)} + {len(splits.test)}"
+    labels = "with labels" if splits.test.has_labels else "without labels"
+    return CheckLine(
+        step="samples",
+        what="calibration + validation + test",
+        number=sizes,
+        limit="no overlap",
+        verdict=Verdict.MET,
+        note=labels,
+    )
+
+
+def _profile_lines(step: str, name: str, candidate: Candidate) -> Iterator[CheckLine]:
+    profile = _profile(candidate)
+    best = profile.best_latency
+    threads = f"{name}, {best.num_threads} thread{'s' if best.num_threads > 1 else ''}, batch {best.batch_size}"
+    yield CheckLine(step=step, what="latency p50", number=format_measurement(best.p50_s), note=threads)
+    yield CheckLine(step=step, what="latency p95", number=format_measurement(best.p95_s), note=threads)
+    most = profile.best_throughput
+    yield CheckLine(
+        step=step,
+        what="throughput",
+        number=f"{most.rows_per_s.value:,.0f} rows/s",
+        note=f"{name}, batch {most.batch_size}",
+    )
+    yield CheckLine(step=step, what="peak memory", number=format_bytes(profile.memory.peak_bytes.value), note=name)
+    yield CheckLine(step=step, what="cold start", number=format_measurement(profile.cold_start.total_s), note=name)
+
+
+def _parity_line(conversion: Conversion) -> CheckLine:
+    flips = f"{conversion.num_flips} decisions differ" if conversion.num_flips else "no decision differs"
+    return CheckLine(
+        step="convert",
+        what=f"difference from the source over {len(conversion.parity)} shapes",
+        number=f"{conversion.worst_difference:.1e}",
+        limit=f"{conversion.tolerance:.0e}",
+        verdict=Verdict.MET,
+        note=f"{conversion.exporter}, opset {conversion.opset}; {flips}",
+    )
+
+
+def _choice_line(chosen: Candidate, optimization: Optimization) -> CheckLine:
+    gain = chosen.gain
+    number = format_ratio(gain.value) if gain is not None else ""
+    low_high = f" ({gain.interval.low:.2f} to {gain.interval.high:.2f})" if gain is not None else ""
+    return CheckLine(
+        step="optimise",
+        what=f"{optimization.target.value}, {chosen.variant.name} against the float model",
+        number=f"{number}{low_high}",
+        note=f"{len(optimization.candidates)} variants measured",
+    )
+
+
+def _quality_lines(chosen: Candidate, optimization: Optimization) -> Iterator[CheckLine]:
+    """Quote the test split; the limit is the floor that was set on validation."""
+    assert chosen.test is not None, "what is chosen was scored"
+    assert chosen.validation is not None, "what is chosen was scored"
+    sign = 1 if optimization.higher_is_better else -1
+    for split, score in (("validation", chosen.validation), ("test", chosen.test)):
+        is_met = sign * _kindest(score, optimization, split) >= sign * optimization.floor_score
+        yield CheckLine(
+            step="optimise",
+            what=f"{optimization.metric} on {split}",
+            number=_score(score),
+            limit=f"{optimization.floor_score:.4g}",
+            verdict=Verdict.MET if is_met else Verdict.MISSED,
+            note=_difference(chosen) if split == "test" else "the split that the search may see",
+        )
+
+
+def _kindest(score: Measurement, optimization: Optimization, split: str) -> float:
+    """Return what is compared with the floor.
+
+    On validation the value itself: it decided. The test split is another draw of samples, so it misses the floor only
+    if its whole interval does.
+    """
+    if split == "validation":
+        return score.value
+    return score.interval.high if optimization.higher_is_better else score.interval.low
+
+
+def _difference(chosen: Candidate) -> str:
+    difference = chosen.test_difference
+    assert difference is not None, "what is chosen was scored"
+    low, high = difference.interval.low, difference.interval.high
+    return f"{difference.value:+.4f} against the source ({low:+.4f} to {high:+.4f})"
+
+
+def _slo_lines(chosen: Candidate, settings: OptimizeSettings) -> Iterator[CheckLine]:
+    if settings.slo is None:
+        return
+    best = _profile(chosen).best_latency
+    measured = {50.0: best.p50_s, 95.0: best.p95_s, 99.0: best.p99_s}
+    percent = min((known for known in measured if known >= settings.slo.percent), default=99.0)
+    value = measured[percent]
+    is_met = value.value <= settings.slo.limit_s
+    yield CheckLine(
+        step="target",
+        what=f"latency p{percent:g}, one request at a time",
+        number=format_measurement(value),
+        limit=format_seconds(settings.slo.limit_s),
+        verdict=Verdict.MET if is_met else Verdict.MISSED,
+        note="" if is_met else "try --target latency, a larger --max-drop, or more threads",
+    )
+
+
+def _same_answer_line(chosen: Candidate) -> CheckLine:
+    audit = _profile(chosen).invariance
+    notes = {
+        BatchInvariance.BITWISE: "to the last bit, whatever else is in the batch",
+        BatchInvariance.TOLERANCE: "up to rounding, whatever else is in the batch",
+        BatchInvariance.INTERFERENCE: "requests would change each other's answers: served one at a time",
+        BatchInvariance.NOT_BATCHABLE: "served one request at a time",
+    }
+    return CheckLine(
+        step="same answer",
+        what=f"alone against in a batch, {audit.num_comparisons} comparisons",
+        number=f"{audit.max_difference:.1e}",
+        limit="served so that it holds",
+        verdict=Verdict.MET,
+        note=notes[audit.verdict],
+    )
+
+
+def _profile(candidate: Candidate) -> VariantProfile:
+    assert candidate.profile is not None, "the source and what is chosen were profiled"
+    return candidate.profile
+
+
+def _score(score: Measurement) -> str:
+    return f"{score.value:.4f} ({score.interval.low:.4f} to {score.interval.high:.4f})"

@@ -1,0 +1,16 @@
+"""The public functions: the one place that picks real adapters and puts the layers together."""
+
+from forwardpass.wiring.building import ProfileReport, convert_model, optimize_model, profile_model, ship_model
+from forwardpass.wiring.serving import Inspection, inspect_bundle, load, serve_model
+
+__all__ = [
+    "Inspection",
+    "ProfileReport",
+    "convert_model",
+    "inspect_bundle",
+    "load",
+    "optimize_model",
+    "profile_model",
+    "serve_model",
+    "ship_model",
+]

@@ -1,0 +1,183 @@
+"""From a trained model to a bundle: profile, convert, optimise, ship.
+
+Each function imports its layer when it is called: who only profiles must not pay for the exporter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from forwardpass.core.measurement import Machine
+from forwardpass.core.protocols import Progress
+from forwardpass.samples import load_splits
+from forwardpass.wiring.inputs import (
+    calls_for,
+    checked_name,
+    conversion_source,
+    no_progress,
+    resolve_metric,
+    source_key,
+    variants_of,
+)
+
+if TYPE_CHECKING:
+    from forwardpass.convert import Conversion
+    from forwardpass.optimize import Optimization, OptimizeSettings
+    from forwardpass.profile import ProfileSettings, VariantProfile
+    from forwardpass.ship import Shipment
+
+__all__ = ["ProfileReport", "convert_model", "optimize_model", "profile_model", "ship_model"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProfileReport:
+    """What `profile_model` measured, and where."""
+
+    model: str
+    profiles: tuple[VariantProfile, ...]
+    machine: Machine
+
+
+def profile_model(
+    model: Path | str,
+    *,
+    data: str | None = None,
+    weights: str = "",
+    axis_sizes: Mapping[str, int] | None = None,
+    settings: ProfileSettings | None = None,
+    progress: Progress = no_progress,
+) -> ProfileReport:
+    """Measure an ONNX file, a PyTorch source (`package.module:factory`), or every variant of a bundle.
+
+    Without `data` the inputs are made up, with `axis_sizes` for the sizes of dynamic axes (16 where it says nothing);
+    a PyTorch source has no inputs of its own and needs `data`.
+
+    Raises:
+        UsageError: the model or the samples cannot be used.
+        ChildFailed: a measuring process ended before it answered.
+    """
+    from forwardpass.profile import ProfileSettings, describe_machine, profile_variants
+
+    chosen = settings or ProfileSettings()
+    variants = variants_of(str(model), weights=weights)
+    calls = calls_for(variants[0], data, chosen.batch_sizes, axis_sizes or {})
+    profiles = profile_variants(variants, calls, settings=chosen, progress=progress)
+    return ProfileReport(model=str(model), profiles=profiles, machine=describe_machine())
+
+
+def convert_model(
+    model: Path | str,
+    *,
+    out: Path | str,
+    data: str | None = None,
+    weights: str = "",
+    opset: int | None = None,
+    trust_pickle: bool = False,
+    progress: Progress = no_progress,
+) -> Conversion:
+    """Convert a PyTorch source or an ONNX file to ONNX at `out`, kept only if it answers like its source.
+
+    Raises:
+        UsageError: the source or the samples cannot be used.
+        ConversionError: it cannot be converted, or the result answers differently.
+    """
+    from forwardpass.convert import convert_to_onnx
+
+    source = conversion_source(str(model), weights)
+    samples = load_splits(data).calibration if data else None
+    return convert_to_onnx(source, samples, out=Path(out), opset=opset, trust_pickle=trust_pickle, progress=progress)
+
+
+def optimize_model(
+    model: Path | str,
+    *,
+    data: str,
+    out: Path | str,
+    weights: str = "",
+    metric: str | None = None,
+    higher_is_better: bool = True,
+    settings: OptimizeSettings | None = None,
+    trust_pickle: bool = False,
+    progress: Progress = no_progress,
+) -> Optimization:
+    """Make leaner variants of a model in the folder `out`, measure each beside the source, and choose one.
+
+    `metric` is the name of a built-in metric or a `package.module:function` of yours (see `core.metrics.user_metric`),
+    for which `higher_is_better` counts. `ship_model` does the same and goes on to a bundle.
+
+    Raises:
+        UsageError: the source, the samples or the metric cannot be used.
+        ConversionError: the model cannot be converted to ONNX.
+    """
+    from forwardpass.convert import convert_to_onnx
+    from forwardpass.optimize import OptimizeSettings
+    from forwardpass.optimize import optimize_model as optimize
+    from forwardpass.ship import source_variant
+
+    splits = load_splits(data)
+    chosen_metric = resolve_metric(metric, splits, higher_is_better=higher_is_better)
+    folder = Path(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    source = conversion_source(str(model), weights)
+    conversion = convert_to_onnx(
+        source, splits.calibration, out=folder / "onnx-fp32.onnx", trust_pickle=trust_pickle, progress=progress
+    )
+    return optimize(
+        source_variant(source, conversion),
+        conversion.variant,
+        splits,
+        chosen_metric,
+        workdir=folder,
+        settings=settings or OptimizeSettings(),
+        progress=progress,
+    )
+
+
+def ship_model(
+    model: Path | str,
+    *,
+    data: str,
+    out: Path | str,
+    name: str | None = None,
+    weights: str = "",
+    metric: str | None = None,
+    higher_is_better: bool = True,
+    settings: OptimizeSettings | None = None,
+    opset: int | None = None,
+    trust_pickle: bool = False,
+    processor: str = "",
+    processor_folder: Path | str = "",
+    progress: Progress = no_progress,
+) -> Shipment:
+    """Run the whole checklist and write a bundle to `out`.
+
+    Steps that were finished for the same source, samples, settings, software and machine are not run again; the work
+    of an interrupted run is kept in `.forwardpass` beside `out`.
+
+    Raises:
+        UsageError: the source, the samples or an option cannot be used.
+        ConversionError: the model cannot be converted to ONNX.
+        EnvironmentProblem: a package is missing, the disk is full, or another process works on the same bundle.
+    """
+    from forwardpass.optimize import OptimizeSettings
+    from forwardpass.ship import ShipRequest, ship
+
+    splits = load_splits(data)
+    source = conversion_source(str(model), weights)
+    request = ShipRequest(
+        source=source,
+        source_key=source_key(source),
+        splits=splits,
+        name=checked_name(name or Path(out).name),
+        out=Path(out),
+        metric=resolve_metric(metric, splits, higher_is_better=higher_is_better),
+        settings=settings or OptimizeSettings(),
+        opset=opset,
+        trust_pickle=trust_pickle,
+        processor=processor,
+        processor_folder=Path(processor_folder),
+    )
+    return ship(request, progress=progress)

@@ -1,0 +1,160 @@
+"""What users name, turned into values: sources, samples, metrics."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from forwardpass.bundle import Bundle, is_bundle, open_bundle
+from forwardpass.core.calls import CallSets, calls_from_samples, random_calls
+from forwardpass.core.metrics import METRICS, Metric, user_metric
+from forwardpass.core.references import is_reference, resolve_reference
+from forwardpass.core.samples import SampleSplits
+from forwardpass.core.variants import Format, Precision, Variant
+from forwardpass.errors import InvalidMetric, InvalidOption, InvalidSamples, SourceNotFound
+from forwardpass.runtimes import RuntimeOptions, open_runtime
+from forwardpass.samples import load_splits
+
+if TYPE_CHECKING:
+    from forwardpass.convert import TorchSource
+
+__all__ = [
+    "bundled_variants",
+    "calls_for",
+    "checked_name",
+    "conversion_source",
+    "no_progress",
+    "resolve_metric",
+    "source_key",
+    "variants_of",
+]
+
+NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
+"""Model names stand in URLs and paths."""
+
+
+def no_progress(text: str, *, done: float) -> None:
+    """Let progress pass unheard."""
+
+
+def variants_of(model: str, *, weights: str) -> tuple[Variant, ...]:
+    """Return what there is to measure behind the words of a user."""
+    path = Path(model)
+    if is_bundle(path):
+        return tuple(bundled_variants(open_bundle(path)))
+    if path.is_file():
+        return (Variant(name=path.stem, format=Format.ONNX, precision=Precision.FP32, location=str(path)),)
+    if not is_reference(model):
+        raise SourceNotFound(path=model, expected="an ONNX file, a bundle, or 'package.module:factory'")
+    return (Variant(name="source", format=Format.TORCH, precision=Precision.FP32, location=model, weights=weights),)
+
+
+def bundled_variants(bundle: Bundle) -> Sequence[Variant]:
+    """Return the variants of a bundle as files that can be run."""
+    return [
+        Variant(
+            name=item.name,
+            format=item.format,
+            precision=item.precision,
+            location=str(bundle.locate(item.path)),
+            recipe=item.recipe,
+        )
+        for item in bundle.manifest.variants
+    ]
+
+
+def calls_for(
+    variant: Variant, data: str | None, batch_sizes: Sequence[int], axis_sizes: Mapping[str, int]
+) -> CallSets:
+    """Return inputs to measure with: from the validation split, or made up for a model that says what it takes.
+
+    Raises:
+        InvalidSamples: a PyTorch source is to be measured without samples.
+    """
+    if data is not None:
+        splits = load_splits(data)
+        return calls_from_samples(splits.validation, batch_sizes)
+    if variant.format is Format.TORCH:
+        raise InvalidSamples(
+            origin=variant.location,
+            reason="a PyTorch source has no inputs of its own",
+            hint="Give some with --data samples.npz, an array named after each argument of forward().",
+        )
+    signature = open_runtime(variant.format, variant.location, options=RuntimeOptions()).signature
+    return random_calls(signature, batch_sizes, axis_sizes)
+
+
+def conversion_source(model: str, weights: str) -> TorchSource | Path:
+    """Return the source behind the words of a user.
+
+    Raises:
+        SourceNotFound: there is no such file, and it is no reference either.
+    """
+    from forwardpass.convert import TorchSource
+
+    path = Path(model)
+    if path.is_file():
+        return path
+    if not is_reference(model):
+        raise SourceNotFound(path=model, expected="an ONNX file or 'package.module:factory'")
+    if weights and not Path(weights).is_file():
+        raise SourceNotFound(path=weights, expected="a .safetensors file")
+    return TorchSource(reference=model, weights=weights)
+
+
+def source_key(source: TorchSource | Path) -> str:
+    """Hash what makes a source the same source: the module's own file and the weights, or the ONNX file.
+
+    Code that the module imports from elsewhere is not seen; a changed answer is, since the converted file is hashed.
+    """
+    digest = hashlib.sha256()
+    if isinstance(source, Path):
+        files = [source]
+    else:
+        digest.update(source.reference.encode())
+        resolve_reference(source.reference)
+        spec = importlib.util.find_spec(source.reference.partition(":")[0])
+        files = [Path(origin) for origin in (spec.origin if spec else None, source.weights) if origin]
+    for file in files:
+        digest.update(hashlib.sha256(file.read_bytes()).digest())
+    return digest.hexdigest()
+
+
+def resolve_metric(name: str | None, splits: SampleSplits, *, higher_is_better: bool) -> Metric:
+    """Return the metric that a user named, or the one that fits the labels."""
+    if name is None:
+        return METRICS[_default_metric(splits)]
+    if name in METRICS:
+        return METRICS[name]
+    if not is_reference(name):
+        raise InvalidMetric(
+            metric=name,
+            reason="there is none of this name",
+            hint=f"Use {', '.join(METRICS)} or package.module:function.",
+        )
+    function = resolve_reference(name)
+    if not callable(function):
+        raise InvalidMetric(metric=name, reason="it is not a function")
+    return user_metric(name, function, higher_is_better=higher_is_better)
+
+
+def _default_metric(splits: SampleSplits) -> str:
+    labels = splits.validation.groups[0].labels
+    if labels is None:
+        return "cosine"
+    return "accuracy" if labels.dtype.kind in "iub" and labels.ndim == 1 else "mean-error"
+
+
+def checked_name(name: str) -> str:
+    """Return `name` if it can stand in a URL.
+
+    Raises:
+        InvalidOption: it cannot.
+    """
+    if not NAME.fullmatch(name) or name in (".", ".."):
+        raise InvalidOption(option="--name", value=name, expected="1 to 64 letters, digits, '.', '_' or '-'")
+    return name

@@ -1,0 +1,120 @@
+"""A bundle in use: loaded into this process, inspected, or served."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+import tempfile
+import threading
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from forwardpass.bundle import Bundle, open_bundle
+from forwardpass.core.calls import random_calls, random_tensors
+from forwardpass.core.tensors import BATCH_AXIS
+from forwardpass.core.variants import Format, Precision, Variant
+from forwardpass.errors import ForwardpassError
+from forwardpass.predict import GoldenCheck, PackingList, Predictor, VariantToPack, pack_bundle, verify_variant
+from forwardpass.runtimes import RuntimeOptions, open_runtime
+from forwardpass.wiring.inputs import bundled_variants, no_progress
+
+if TYPE_CHECKING:
+    from forwardpass.serve import Server, ServeSettings
+
+__all__ = ["Inspection", "inspect_bundle", "load", "serve_model"]
+
+NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9._-]")
+NUM_QUICK_ROWS = 4
+QUICK_AUDIT_S = 1.0
+"""For a bare ONNX file: how much of the start is spent on finding out whether its rows interfere."""
+
+
+def load(bundle: Path | str, *, variant: str | None = None, num_threads: int = 1) -> Predictor:
+    """Open a bundle for use in this process, without a server, with the same checks.
+
+    Raises:
+        BundleError: the bundle cannot be trusted.
+        GoldenMismatch: it answers differently on this machine.
+    """
+    return Predictor.open(bundle, variant=variant, num_threads=num_threads)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inspection:
+    """A bundle whose files are whole, and how far its variants are from their golden answers on this machine."""
+
+    bundle: Bundle
+    golden: tuple[GoldenCheck, ...]
+
+
+def inspect_bundle(bundle: Path | str) -> Inspection:
+    """Check every file of a bundle and re-run the golden answers of every variant.
+
+    Raises:
+        BundleError: a file is missing, altered or undeclared.
+        GoldenMismatch: a variant answers differently on this machine.
+    """
+    opened = open_bundle(bundle)
+    checks = tuple(verify_variant(opened, item.name) for item in opened.manifest.variants)
+    return Inspection(bundle=opened, golden=checks)
+
+
+def serve_model(model: Path | str, *, settings: ServeSettings | None = None) -> None:
+    """Serve a bundle, or a bare ONNX file, until SIGTERM or SIGINT.
+
+    An ONNX file becomes a temporary bundle named after it; it is audited before it serves, and profiled in the
+    background while it does.
+
+    Raises:
+        BundleError: the bundle cannot be trusted.
+        ModelNotServed: the variant cannot be loaded, or answers differently on this machine.
+        AddressInUse: the port is taken.
+    """
+    from forwardpass.serve import ServeSettings, serve
+
+    chosen = settings or ServeSettings()
+    path = Path(model)
+    if not path.is_file():
+        serve(open_bundle(path), chosen)
+        return
+    with tempfile.TemporaryDirectory(prefix="forwardpass-serve-") as folder:
+        bundle = _quick_bundle(path, Path(folder) / "bundle")
+        serve(bundle, chosen, on_ready=lambda server: _profile_in_background(server, bundle))
+
+
+def _quick_bundle(model: Path, destination: Path) -> Bundle:
+    """Pack a bare ONNX file with made-up golden inputs, after a short audit of whether its rows interfere."""
+    from forwardpass.profile import audit_invariance, describe_machine
+
+    variant = Variant(name="as-is", format=Format.ONNX, precision=Precision.FP32, location=str(model))
+    runtime = open_runtime(variant.format, variant.location, options=RuntimeOptions())
+    signature = runtime.signature
+    sizes = {BATCH_AXIS: NUM_QUICK_ROWS} if signature.is_batchable else {}
+    call = random_tensors(signature, sizes)
+    audit = audit_invariance(runtime, [call], budget_s=QUICK_AUDIT_S)
+    packing = PackingList(
+        name=NOT_IN_NAMES.sub("-", model.stem)[:64],
+        variants=[VariantToPack(variant=variant, invariance=audit.verdict)],
+        golden_inputs=[call],
+        machine=describe_machine(),
+    )
+    return pack_bundle(destination, packing)
+
+
+def _profile_in_background(server: Server, bundle: Bundle) -> None:
+    """Measure the variant in a process of its own while the server works, and let it batch accordingly."""
+    from forwardpass.profile import ProfileSettings, profile_variants
+
+    loop = asyncio.get_running_loop()
+    variant = bundled_variants(bundle)[0]
+    settings = replace(ProfileSettings.quick(), thread_counts=(server.num_threads,), num_cold_starts=2)
+
+    def measure() -> None:
+        calls = random_calls(bundle.signature, settings.batch_sizes, {})
+        with contextlib.suppress(ForwardpassError, RuntimeError):  # the server may have stopped meanwhile
+            (profile,) = profile_variants([variant], calls, settings=settings, progress=no_progress)
+            loop.call_soon_threadsafe(server.learn_table, profile.latency_tables()[0])
+
+    threading.Thread(target=measure, name="background-profile", daemon=True).start()
