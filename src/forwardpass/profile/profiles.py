@@ -129,8 +129,13 @@ class VariantProfile:
 
     @property
     def best_throughput(self) -> Cell:
-        """The cell with the most rows per second."""
-        return max(self.cells, key=lambda cell: cell.rows_per_s.value)
+        """The cell with the most rows per second, among the batch sizes that requests may share.
+
+        Where rows change each other's answers, that is only the smallest.
+        """
+        interferes = self.invariance.verdict is BatchInvariance.INTERFERENCE
+        sizes = self.batch_sizes[:1] if interferes else self.batch_sizes
+        return max((cell for cell in self.cells if cell.batch_size in sizes), key=lambda cell: cell.rows_per_s.value)
 
     def find(self, num_threads: int, batch_size: int) -> Cell | None:
         """Return what was measured there, or None."""

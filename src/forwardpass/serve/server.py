@@ -129,8 +129,8 @@ class Server:
         """Return one line on how the bundle is served."""
         host, port = self.address
         return (
-            f"{self._bundle.name} ({self._variant.name}, {self.num_threads} threads, batches of up to "
-            f"{self._queue.max_batch_rows} rows) on http://{host}:{port}"
+            f"{self._bundle.name} ({self._variant.name}, threads: {self.num_threads}, rows in a batch: up to "
+            f"{self._queue.max_batch_rows}) on http://{host}:{port}"
         )
 
     async def _start_worker(self) -> None:
