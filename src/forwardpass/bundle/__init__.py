@@ -13,7 +13,7 @@ from forwardpass.bundle.manifest import (
     ProcessorRecord,
 )
 from forwardpass.bundle.reader import Bundle, GoldenCall, is_bundle, open_bundle
-from forwardpass.bundle.writer import BundleWriter
+from forwardpass.bundle.writer import BundleWriter, check_destination
 
 __all__ = [
     "SCHEMA_VERSION",
@@ -25,6 +25,7 @@ __all__ = [
     "GoldenRecord",
     "Manifest",
     "ProcessorRecord",
+    "check_destination",
     "is_bundle",
     "open_bundle",
 ]

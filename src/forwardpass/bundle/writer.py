@@ -20,7 +20,18 @@ from forwardpass.bundle.reader import is_bundle
 from forwardpass.core.tensors import Tensors
 from forwardpass.errors import InvalidOption, StorageFailed
 
-__all__ = ["BundleWriter"]
+__all__ = ["BundleWriter", "check_destination"]
+
+
+def check_destination(destination: Path) -> None:
+    """Check that a bundle may be written there: nothing is replaced but a bundle.
+
+    Raises:
+        InvalidOption: there is something else.
+    """
+    is_free = not destination.exists() or is_bundle(destination)
+    if not is_free and not (destination.is_dir() and not any(destination.iterdir())):
+        raise InvalidOption(option="--out", value=str(destination), expected="a new folder, or a bundle to replace")
 
 
 class BundleWriter:
@@ -40,10 +51,7 @@ class BundleWriter:
         self._files: dict[str, FileRecord] = {}
 
     def __enter__(self) -> Self:
-        if self._destination.exists() and not is_bundle(self._destination) and not _is_empty(self._destination):
-            raise InvalidOption(
-                option="--out", value=str(self._destination), expected="a new folder, or a bundle to replace"
-            )
+        check_destination(self._destination)
         try:
             self._destination.parent.mkdir(parents=True, exist_ok=True)
             prefix = f".{self._destination.name}.partial-"
@@ -110,10 +118,6 @@ class BundleWriter:
 def _with_files(manifest: Manifest, files: dict[str, FileRecord]) -> Manifest:
     fields = {name: getattr(manifest, name) for name in manifest.__struct_fields__}
     return Manifest(**(fields | {"files": dict(sorted(files.items()))}))
-
-
-def _is_empty(folder: Path) -> bool:
-    return folder.is_dir() and not any(folder.iterdir())
 
 
 def _flush_to_disk(path: Path) -> None:

@@ -68,7 +68,14 @@ def root() -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit."""
     words = sys.argv[1:] if arguments is None else list(arguments)
-    sys.exit(_run(words))
+    code = _run(words)
+    if code == INTERRUPTED:
+        # CPython remembers an interrupt that hit inside exec(), where dataclasses are made, and would end the process
+        # by the signal although it was handled here.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def _run(words: Sequence[str]) -> int:

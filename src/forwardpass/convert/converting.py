@@ -132,6 +132,8 @@ def _copy_onnx(source: Path, samples: Samples | None, out: Path, tolerance: floa
     progress("checking the ONNX file", done=0.2)
     copy_checked(source, out)
     original = open_runtime(Format.ONNX, str(source), options=RuntimeOptions())
+    for group in samples.groups if samples is not None else ():
+        original.signature.validate(group.take(slice(0, 1)).inputs)
     if original.signature.is_batchable:
         notes: tuple[str, ...] = ()
     else:

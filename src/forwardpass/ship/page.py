@@ -90,14 +90,16 @@ def _headlines(optimization: Optimization, lines: Sequence[CheckLine]) -> list[P
 
 
 def _checklist_section(lines: Sequence[CheckLine]) -> Section:
-    columns = [Column(title=title) for title in ("Step", "What", "Number", "Limit", "Verdict")]
+    wide = {"What", "Number", "Limit", "Note"}
+    titles = ("Step", "What", "Number", "Limit", "Verdict", "Note")
+    columns = [Column(title=title, kind="wrap" if title in wide else "") for title in titles]
     rows: list[list[str | Markup]] = []
     step = ""
     for line in lines:
         verdict = render_state(line.verdict.value, _STATES[line.verdict])
         rows.append([line.step if line.step != step else "", line.what, line.number, line.limit, verdict, line.note])
         step = line.step
-    table = render_table([*columns, Column(title="Note", kind="wrap")], [RowGroup(rows=rows)])
+    table = render_table(columns, [RowGroup(rows=rows)])
     return Section(title="Checklist", lead="Every line carries its number, its limit and a verdict.", parts=(table,))
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from forwardpass.bundle import check_destination
 from forwardpass.core.measurement import Machine
 from forwardpass.core.protocols import Progress
 from forwardpass.samples import load_splits
@@ -165,13 +166,14 @@ def ship_model(
     from forwardpass.optimize import OptimizeSettings
     from forwardpass.ship import ShipRequest, ship
 
+    check_destination(Path(out).absolute())
     splits = load_splits(data)
     source = conversion_source(str(model), weights)
     request = ShipRequest(
         source=source,
         source_key=source_key(source),
         splits=splits,
-        name=checked_name(name or Path(out).name),
+        name=checked_name(name or Path(out).absolute().name),
         out=Path(out),
         metric=resolve_metric(metric, splits, higher_is_better=higher_is_better),
         settings=settings or OptimizeSettings(),

@@ -1,0 +1,168 @@
+"""The command line as a user meets it: results, exit codes, and one sentence for every mistake."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.models import mlp_calls, write_bundle, write_mlp
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A user's folder: a model, samples with labels, and a bundle."""
+    folder = tmp_path_factory.mktemp("user")
+    model = write_mlp(folder / "mlp.onnx")
+    generator = np.random.default_rng(3)
+    pixels = generator.standard_normal((200, 64)).astype(np.float32)
+    np.savez(folder / "samples.npz", pixels=pixels)
+    np.savez(folder / "labelled.npz", pixels=pixels, labels=generator.integers(0, 10, 200))
+    np.savez(folder / "nan.npz", pixels=np.where(pixels > 3, np.nan, pixels))
+    np.savez(folder / "short.npz", pixels=pixels, labels=np.zeros(3, dtype=np.int64))
+    np.savez(folder / "wrong-shape.npz", pixels=pixels[:, :9])
+    write_bundle(folder / "bundle", model, mlp_calls())
+    (folder / "broken.onnx").write_bytes(b"this is no model")
+    return folder
+
+
+def forwardpass(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "forwardpass", *words]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=100)
+
+
+def test_ship_makes_a_bundle_that_can_be_inspected_and_is_not_made_twice(folder: Path) -> None:
+    words = ("ship", "mlp.onnx", "--data", "samples.npz", "--out", "out", "--name", "mlp", "--quick", "--slo", "p95=1s")
+    first = forwardpass(folder, *words)
+    assert first.returncode == 0, first.stderr
+    assert "ready to serve: out" in first.stdout
+    assert first.stderr == ""
+    again = forwardpass(folder, *words, "--json")
+    document = json.loads(again.stdout)
+    assert (again.returncode, document["schema_version"], document["ready"]) == (0, 1, True)
+    assert all(line["verdict"] != "MISSED" for line in document["checklist"])
+    text = forwardpass(folder, *words).stdout
+    assert "convert: done before for the same inputs, not run again" in text
+    assert "optimize: done before for the same inputs, not run again" in text
+    inspected = forwardpass(folder, "inspect", "out")
+    assert inspected.returncode == 0
+    assert "every SHA-256 as declared" in inspected.stdout
+    assert "<script src" not in (folder / "out" / "report.html").read_text()
+
+
+def test_a_target_that_is_missed_is_exit_code_1_and_says_so(folder: Path) -> None:
+    finished = forwardpass(
+        folder, "ship", "mlp.onnx", "--data", "samples.npz", "--out", "slow", "--quick", "--slo", "p99=1us"
+    )
+    assert finished.returncode == 1
+    assert "NOT READY: a limit is missed: slow" in finished.stdout
+
+
+def test_profile_and_optimize_print_tables_and_json(folder: Path) -> None:
+    profiled = forwardpass(folder, "profile", "mlp.onnx", "--quick", "--threads", "1", "--json")
+    document = json.loads(profiled.stdout)
+    assert document["profiles"][0]["cells"][0]["p50_s"]["value"] > 0
+    table = forwardpass(folder, "profile", "bundle", "--quick", "--threads", "1", "--report", "profile.html")
+    assert table.returncode == 0, table.stderr
+    assert "cold start" in table.stdout
+    assert (folder / "profile.html").read_text().startswith("<!")
+    optimised = forwardpass(folder, "optimize", "mlp.onnx", "--data", "labelled.npz", "--out", "variants", "--quick")
+    assert optimised.returncode == 0, optimised.stderr
+    assert "chosen: " in optimised.stdout
+
+
+SHIP = ("ship", "mlp.onnx", "--data", "samples.npz", "--out", "o")
+MISTAKES = [
+    (
+        ("ship", "nowhere.onnx", "--data", "samples.npz", "--out", "o"),
+        2,
+        "Cannot find 'nowhere.onnx': expected an ONNX",
+    ),
+    (("ship", "mlp.onnx", "--data", "nowhere.npz", "--out", "o"), 2, "Cannot find 'nowhere.npz'"),
+    (("ship", "mlp.onnx", "--data", "nan.npz", "--out", "o"), 2, "has NaN or infinity, first in sample"),
+    (("ship", "mlp.onnx", "--data", "short.npz", "--out", "o"), 2, "it has 200 samples but 3 labels"),
+    (("ship", "mlp.onnx", "--data", "wrong-shape.npz", "--out", "o"), 2, "Input 'pixels' has shape"),
+    ((*SHIP, "--slo", "fast"), 2, "such as p95=50ms"),
+    ((*SHIP, "--max-drop", "-1"), 2, "such as 1% or an amount"),
+    ((*SHIP, "--name", "../x"), 2, "1 to 64 letters"),
+    (
+        (*SHIP, "--metric", "accuracy"),
+        2,
+        "the samples have no labels",
+    ),
+    ((*SHIP, "--metric", "mine"), 2, "there is none of this name"),
+    (
+        (*SHIP, "--processor", "magic"),
+        2,
+        "provides the processor 'magic'",
+    ),
+    (("ship", "mlp.onnx", "--data", "samples.npz", "--out", "."), 2, "expected a new folder, or a bundle to replace"),
+    (("ship", "no.module:build", "--data", "samples.npz", "--out", "o"), 2, "there is no module named 'no'"),
+    (("convert", "broken.onnx", "--out", "c.onnx"), 2, "it is not an ONNX file"),
+    (("convert", "mlp.onnx", "--out", "missing/deep/c.onnx", "--opset", "1"), 2, "Invalid value for '--opset'"),
+    (("profile", "broken.onnx", "--quick"), 2, "Cannot load the model 'broken.onnx'"),
+    (("profile", "mlp.onnx", "--threads", "none"), 2, "expected positive numbers such as 1,2,4"),
+    (("profile", "mlp.onnx", "--axis", "x"), 2, "such as sequence=32"),
+    (("inspect", "nowhere"), 2, "No bundle at 'nowhere'"),
+    (("serve", "nowhere"), 2, "No bundle at 'nowhere'"),
+    (("serve", "broken.onnx", "--port", "0"), 2, "Cannot load the model 'broken.onnx'"),
+    (("serve", "bundle", "--variant", "int9"), 2, "expected one of onnx-fp32"),
+    (("serve", "bundle", "--prot", "1"), 2, "No such option '--prot'"),
+    (("shop",), 2, "No such command 'shop'"),
+]
+
+
+@pytest.mark.parametrize(("words", "code", "sentence"), MISTAKES)
+def test_a_mistake_is_one_sentence_and_the_right_exit_code(
+    folder: Path, words: tuple[str, ...], code: int, sentence: str
+) -> None:
+    finished = forwardpass(folder, *words)
+    assert finished.returncode == code, finished.stderr
+    assert sentence in finished.stderr
+    assert "Traceback" not in finished.stderr
+    assert not (folder / "o").exists()
+
+
+def test_errors_are_documents_too(folder: Path) -> None:
+    finished = forwardpass(folder, "inspect", "nowhere", "--json")
+    assert json.loads(finished.stdout)["error"]["slug"] == "bundle-not-found"
+
+
+def test_ctrl_c_in_the_middle_leaves_no_bundle_and_the_next_run_goes_on(folder: Path) -> None:
+    words = [sys.executable, "-m", "forwardpass", "ship", "mlp.onnx", "--data", "samples.npz", "--out", "stopped"]
+    process = subprocess.Popen(words, cwd=folder, stderr=subprocess.PIPE, text=True)
+    converted = folder / ".forwardpass" / "stopped" / "convert" / "done.json"
+    while not converted.exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "run the same command again to go on" in errors
+    assert "Traceback" not in errors
+    assert not (folder / "stopped").exists()
+    resumed = forwardpass(folder, *words[3:], "--quick")
+    assert "convert: done before" in resumed.stdout
+
+
+def test_a_folder_that_cannot_be_written_is_a_problem_of_the_machine(folder: Path) -> None:
+    finished = forwardpass(folder, "convert", "mlp.onnx", "--out", "/proc/forwardpass/model.onnx")
+    assert finished.returncode == 3
+    assert "Cannot write '/proc/forwardpass/model.onnx'" in finished.stderr
+    assert "Traceback" not in finished.stderr
+
+
+def test_a_reader_that_hangs_up_is_no_error(folder: Path) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "forwardpass", "inspect", "bundle"]
+    finished = subprocess.run(command, cwd=folder, stdout=writing, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writing)
+    assert "Traceback" not in finished.stderr
