@@ -7,11 +7,16 @@ from pathlib import Path
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.normalizers import Lowercase
+from tokenizers.pre_tokenizers import Whitespace
 
 from forwardpass.bundle import BundledVariant, BundleWriter, GoldenRecord, Manifest
 from forwardpass.core.measurement import Machine
 from forwardpass.core.tensors import Array
-from forwardpass.core.variants import BatchInvariance, Format, Precision, Recipe
+from forwardpass.core.variants import BatchInvariance, Format, Precision, Recipe, Variant
+from forwardpass.predict import PackingList, VariantToPack, pack_bundle
 from forwardpass.runtimes import RuntimeOptions, open_runtime
 
 MACHINE = Machine(
@@ -80,6 +85,65 @@ def write_bundle(folder: Path, model: Path, calls: list[dict[str, Array]], *, na
                 machine=MACHINE,
             )
         )
+    return folder
+
+
+def write_embedding(path: Path, *, num_words: int = 12, size: int = 4) -> Path:
+    """Write `input_ids, attention_mask [batch, sequence] -> embedding [batch, size]`: a sum over a table's rows.
+
+    An id beyond the table makes ONNX Runtime fail, which is what a bad request does to a real model.
+    """
+    table = np.arange(num_words * size, dtype=np.float32).reshape(num_words, size)
+    axes = numpy_helper.from_array(np.array([1], dtype=np.int64), "axes")
+    last = numpy_helper.from_array(np.array([-1], dtype=np.int64), "last")
+    nodes = [
+        helper.make_node("Gather", ["table", "input_ids"], ["words"]),
+        helper.make_node("Cast", ["attention_mask"], ["mask"], to=TensorProto.FLOAT),
+        helper.make_node("Unsqueeze", ["mask", "last"], ["weights"]),
+        helper.make_node("Mul", ["words", "weights"], ["weighted"]),
+        helper.make_node("ReduceSum", ["weighted", "axes"], ["embedding"], keepdims=0),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "embedding",
+        [
+            helper.make_tensor_value_info("input_ids", TensorProto.INT64, ["batch", "sequence"]),
+            helper.make_tensor_value_info("attention_mask", TensorProto.INT64, ["batch", "sequence"]),
+        ],
+        [helper.make_tensor_value_info("embedding", TensorProto.FLOAT, ["batch", size])],
+        [numpy_helper.from_array(table, "table"), axes, last],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    onnx.checker.check_model(model)
+    onnx.save(model, str(path))
+    return path
+
+
+def write_text_bundle(folder: Path) -> Path:
+    """Write a bundle with a tokenizer of a few words in front of the embedding model."""
+    words = ["[PAD]", "[UNK]", "the", "a", "cat", "kitten", "sleeps", "naps", "."]
+    tokenizer = Tokenizer(WordLevel({word: number for number, word in enumerate(words)}, unk_token="[UNK]"))
+    tokenizer.normalizer = Lowercase()
+    tokenizer.pre_tokenizer = Whitespace()
+    source = folder.with_name(f"{folder.name}-source")
+    source.mkdir()
+    tokenizer.save(str(source / "tokenizer.json"))
+    variant = Variant(
+        name="onnx-fp32",
+        format=Format.ONNX,
+        precision=Precision.FP32,
+        location=str(write_embedding(source / "embedding.onnx")),
+    )
+    ids = np.array([[2, 4, 6]], dtype=np.int64)
+    packing = PackingList(
+        name="text",
+        variants=[VariantToPack(variant=variant, invariance=BatchInvariance.BITWISE)],
+        golden_inputs=[{"input_ids": ids, "attention_mask": np.ones_like(ids)}],
+        machine=MACHINE,
+        processor="sentence-encoder",
+        processor_folder=source,
+    )
+    pack_bundle(folder, packing)
     return folder
 
 

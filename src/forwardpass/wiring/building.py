@@ -56,6 +56,13 @@ def profile_model(
     Without `data` the inputs are made up, with `axis_sizes` for the sizes of dynamic axes (16 where it says nothing);
     a PyTorch source has no inputs of its own and needs `data`.
 
+    >>> import forwardpass
+    >>> settings = forwardpass.ProfileSettings(
+    ...     batch_sizes=(1, 8), thread_counts=(1,), num_rounds=3, round_s=0.01, num_cold_starts=2)
+    >>> (profile,) = forwardpass.profile_model("model.onnx", data="samples.npz", settings=settings).profiles
+    >>> profile.batch_sizes, profile.invariance.verdict.value
+    ((1, 8), 'bitwise')
+
     Raises:
         UsageError: the model or the samples cannot be used.
         ChildFailed: a measuring process ended before it answered.
@@ -80,6 +87,11 @@ def convert_model(
     progress: Progress = no_progress,
 ) -> Conversion:
     """Convert a PyTorch source or an ONNX file to ONNX at `out`, kept only if it answers like its source.
+
+    >>> import forwardpass
+    >>> conversion = forwardpass.convert_model("model.onnx", out="copy.onnx", data="samples.npz")
+    >>> conversion.exporter, conversion.worst_difference
+    ('as-is', 0.0)
 
     Raises:
         UsageError: the source or the samples cannot be used.
@@ -108,6 +120,14 @@ def optimize_model(
 
     `metric` is the name of a built-in metric or a `package.module:function` of yours (see `core.metrics.user_metric`),
     for which `higher_is_better` counts. `ship_model` does the same and goes on to a bundle.
+
+    >>> import forwardpass
+    >>> settings = forwardpass.OptimizeSettings(
+    ...     floor=forwardpass.QualityFloor.parse("2%"), profile=forwardpass.ProfileSettings.quick())
+    >>> result = forwardpass.optimize_model(
+    ...     "model.onnx", data="samples.npz", out="variants", metric="cosine", settings=settings)
+    >>> [candidate.variant.name for candidate in result.candidates]
+    ['onnx-fp32', 'onnx-graph', 'fp16-storage', 'int8-dynamic', 'int8-static']
 
     Raises:
         UsageError: the source, the samples or the metric cannot be used.
@@ -157,6 +177,14 @@ def ship_model(
 
     Steps that were finished for the same source, samples, settings, software and machine are not run again; the work
     of an interrupted run is kept in `.forwardpass` beside `out`.
+
+    >>> import forwardpass
+    >>> settings = forwardpass.OptimizeSettings(
+    ...     slo=forwardpass.Slo.parse("p95=1s"), profile=forwardpass.ProfileSettings.quick())
+    >>> shipment = forwardpass.ship_model(
+    ...     "model.onnx", data="samples.npz", out="made-bundle", metric="cosine", settings=settings)
+    >>> shipment.is_ready, shipment.bundle.name
+    (True, 'made-bundle')
 
     Raises:
         UsageError: the source, the samples or an option cannot be used.

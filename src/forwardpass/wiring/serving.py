@@ -34,6 +34,13 @@ QUICK_AUDIT_S = 1.0
 def load(bundle: Path | str, *, variant: str | None = None, num_threads: int = 1) -> Predictor:
     """Open a bundle for use in this process, without a server, with the same checks.
 
+    >>> import forwardpass, numpy as np
+    >>> model = forwardpass.load("shop-bundle")
+    >>> model.predict({"pixels": np.zeros((2, 64), np.float32)})["scores"].shape
+    (2, 10)
+    >>> forwardpass.load("minilm-bundle").ask(text="the cat sleeps")["embeddings"]
+    [[48.0, 51.0, 54.0, 57.0]]
+
     Raises:
         BundleError: the bundle cannot be trusted.
         GoldenMismatch: it answers differently on this machine.
@@ -51,6 +58,10 @@ class Inspection:
 
 def inspect_bundle(bundle: Path | str) -> Inspection:
     """Check every file of a bundle and re-run the golden answers of every variant.
+
+    >>> import forwardpass
+    >>> [check.variant for check in forwardpass.inspect_bundle("shop-bundle").golden]
+    ['onnx-fp32']
 
     Raises:
         BundleError: a file is missing, altered or undeclared.
