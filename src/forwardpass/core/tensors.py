@@ -99,7 +99,7 @@ def concatenate_rows(parts: list[dict[str, Array]]) -> dict[str, Array]:
 
 def _check(array: Array, spec: TensorSpec, sizes: dict[str, int]) -> None:
     """Compare one array with its specification; `sizes` collects what each dynamic axis measures in this call."""
-    if array.dtype.name != spec.dtype:
+    if array.dtype != spec.dtype:  # numpy compares with a name fast; making the name of a dtype is slow
         raise TensorMismatch(tensor=spec.name, reason=f"has dtype {array.dtype.name}", expected=str(spec))
     if array.ndim != len(spec.shape):
         raise TensorMismatch(tensor=spec.name, reason=f"has shape {list(array.shape)}", expected=str(spec))

@@ -40,6 +40,8 @@ class Closed(StrEnum):
 
     QUEUE_EMPTY = "queue-empty"
     FULL = "full"
+    DEADLINE = "deadline"
+    """One more ticket would have made the batch too slow for a ticket in it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,13 +69,14 @@ class QueueStatistics:
 class LatencyEstimate:
     """Predicts how long a batch takes: from the bundle's table at first, then from what was observed.
 
-    Sizes are kept in powers of two. A size that was never seen is predicted from the table, or in proportion to the
-    nearest size that was.
+    Sizes are kept in powers of two. A prediction never exceeds that of a larger batch, nor that of smaller batches run
+    one after another: so one outlier cannot keep a size from ever being tried again.
     """
 
     def __init__(self, table: LatencyTable | None) -> None:
         self._table = table
         self._seen: dict[int, tuple[float, float]] = {}
+        self._predictions: dict[int, float] = {}
 
     def learn_table(self, table: LatencyTable) -> None:
         """Take over a table that was measured after the start."""
@@ -82,25 +85,26 @@ class LatencyEstimate:
     def predict_s(self, num_rows: int) -> float:
         """Predict the time of a batch, on the safe side of the mean; 0 while nothing is known."""
         bucket = _bucket(num_rows)
-        if bucket in self._seen:
-            mean, deviation = self._seen[bucket]
-            return mean + NUM_DEVIATIONS * deviation
-        if self._table is not None:
+        if bucket not in self._seen and self._table is not None:
             return self._table.predict_s(num_rows)
-        if not self._seen:
-            return 0.0
-        nearest = min(self._seen, key=lambda size: abs(size - bucket))
-        return self._seen[nearest][0] * max(1.0, bucket / nearest)
+        if bucket not in self._predictions:
+            bounds = (
+                (mean + NUM_DEVIATIONS * deviation) * max(1.0, bucket / size)
+                for size, (mean, deviation) in self._seen.items()
+            )
+            self._predictions[bucket] = min(bounds, default=0.0)
+        return self._predictions[bucket]
 
     def observe(self, num_rows: int, seconds: float) -> None:
         """Take note of a batch that has run."""
         bucket = _bucket(num_rows)
-        if bucket not in self._seen:
+        if bucket in self._seen:
+            mean, deviation = self._seen[bucket]
+            deviation += DEVIATION_SMOOTHING * (abs(seconds - mean) - deviation)
+            self._seen[bucket] = (mean + SMOOTHING * (seconds - mean), deviation)
+        else:
             self._seen[bucket] = (seconds, seconds / 2)
-            return
-        mean, deviation = self._seen[bucket]
-        deviation += DEVIATION_SMOOTHING * (abs(seconds - mean) - deviation)
-        self._seen[bucket] = (mean + SMOOTHING * (seconds - mean), deviation)
+        self._predictions.clear()
 
 
 class BatchQueue:
@@ -139,31 +143,23 @@ class BatchQueue:
         self._num_rows += ticket.num_rows
 
     def pop_batch(self, *, now_s: float) -> Batch:
-        """Return the tickets to run now; empty when nothing waits.
+        """Return the tickets to run now; empty when nothing waits that is still of use.
 
-        The oldest ticket decides the shape, and others of its shape join it in order. A ticket that cannot be answered
-        in time any more is dropped here, before it costs anything; one that waits alone is tried.
+        The oldest ticket decides the shape, and others of its shape join it in order, as long as the batch is in time
+        for all of them. A ticket that is predicted to come too late is dropped here, before it costs anything; but
+        where it would leave the worker idle, it is tried: predictions can be wrong.
         """
-        taken: list[Ticket] = []
         expired: list[Ticket] = []
-        num_rows, closed = 0, Closed.QUEUE_EMPTY
-        while waiting := self._same_shape(taken):
-            ticket = waiting[0]
-            if taken and num_rows + ticket.num_rows > self.max_batch_rows:
-                closed = Closed.FULL
-                break
-            self._take_head(waiting, ticket)
-            if ticket.is_abandoned:
-                continue
-            if self._is_too_late(ticket, num_rows, now_s):
-                expired.append(ticket)
-                continue
-            taken.append(ticket)
-            num_rows += ticket.num_rows
+        taken, hopeless = self._take_first(expired, now_s)
+        if taken is None and hopeless:
+            taken = max(hopeless, key=lambda ticket: ticket.deadline_s)
+            hopeless.remove(taken)
+        expired += hopeless
+        tickets, closed = self._take_mates(taken, now_s) if taken is not None else ((), Closed.QUEUE_EMPTY)
         self._num_expired += len(expired)
-        self._num_batches += bool(taken)
-        self._num_batched += len(taken)
-        return Batch(tickets=tuple(taken), expired=tuple(expired), closed=closed)
+        self._num_batches += bool(tickets)
+        self._num_batched += len(tickets)
+        return Batch(tickets=tickets, expired=tuple(expired), closed=closed)
 
     def drop_expired(self, *, now_s: float) -> tuple[Ticket, ...]:
         """Take out and return every ticket whose deadline has passed."""
@@ -172,8 +168,9 @@ class BatchQueue:
             waiting = self._by_shape[ticket.shape_key]
             waiting.remove(ticket)
             self._forget(waiting, ticket)
-        self._num_expired += len(late)
-        return tuple(ticket for ticket in late if not ticket.is_abandoned)
+        expired = tuple(ticket for ticket in late if not ticket.is_abandoned)
+        self._num_expired += len(expired)
+        return expired
 
     def drain(self) -> tuple[Ticket, ...]:
         """Take out everything, oldest first."""
@@ -208,20 +205,48 @@ class BatchQueue:
         seconds = full * self._latency.predict_s(self.max_batch_rows) if full else 0.0
         return seconds + (self._latency.predict_s(rest) if rest else 0.0)
 
-    def _is_too_late(self, ticket: Ticket, num_rows: int, now_s: float) -> bool:
-        if now_s >= ticket.deadline_s:
-            return True
-        is_alone = num_rows == 0 and self._num_waiting == 0
-        return not is_alone and now_s + self._latency.predict_s(num_rows + ticket.num_rows) > ticket.deadline_s
+    def _take_first(self, expired: list[Ticket], now_s: float) -> tuple[Ticket | None, list[Ticket]]:
+        """Take tickets out, oldest first, up to one that will be in time; return it and those that will hardly be."""
+        hopeless: list[Ticket] = []
+        while self._by_shape:
+            waiting = self._oldest_shape()
+            ticket = self._take_head(waiting)
+            if ticket.is_abandoned:
+                continue
+            if ticket.deadline_s <= now_s:
+                expired.append(ticket)
+            elif now_s + self._latency.predict_s(ticket.num_rows) > ticket.deadline_s:
+                hopeless.append(ticket)
+            else:
+                return ticket, hopeless
+        return None, hopeless
 
-    def _same_shape(self, taken: list[Ticket]) -> deque[Ticket] | None:
-        if taken:
-            return self._by_shape.get(taken[0].shape_key)
-        return min(self._by_shape.values(), key=lambda waiting: waiting[0].number, default=None)
+    def _take_mates(self, first: Ticket, now_s: float) -> tuple[tuple[Ticket, ...], Closed]:
+        """Take out what runs together with `first`."""
+        taken = [first]
+        num_rows, deadline_s = first.num_rows, first.deadline_s
+        while waiting := self._by_shape.get(first.shape_key):
+            ticket = waiting[0]
+            if ticket.is_abandoned:
+                self._take_head(waiting)
+                continue
+            num_rows += ticket.num_rows
+            deadline_s = min(deadline_s, ticket.deadline_s)
+            if num_rows > self.max_batch_rows:
+                return tuple(taken), Closed.FULL
+            if now_s + self._latency.predict_s(num_rows) > deadline_s:
+                return tuple(taken), Closed.DEADLINE
+            taken.append(self._take_head(waiting))
+        return tuple(taken), Closed.QUEUE_EMPTY
 
-    def _take_head(self, waiting: deque[Ticket], ticket: Ticket) -> None:
-        waiting.popleft()
+    def _oldest_shape(self) -> deque[Ticket]:
+        shapes = self._by_shape.values()
+        return next(iter(shapes)) if len(shapes) == 1 else min(shapes, key=lambda waiting: waiting[0].number)
+
+    def _take_head(self, waiting: deque[Ticket]) -> Ticket:
+        ticket = waiting.popleft()
         self._forget(waiting, ticket)
+        return ticket
 
     def _forget(self, waiting: deque[Ticket], ticket: Ticket) -> None:
         self._num_waiting -= 1

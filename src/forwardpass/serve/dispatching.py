@@ -54,7 +54,8 @@ class Dispatcher:
         self._loop = asyncio.get_running_loop()
         self._running: Sequence[Request] = ()
         self._retries: deque[Request] = deque()
-        self._started_s = self._expected_s = 0.0
+        self._started_s = self._expected_s = self._hang_due_s = 0.0
+        self._num_rows = 0
         self._alarm: asyncio.TimerHandle | None = None
         self._hang_alarm: asyncio.TimerHandle | None = None
         self._worker: WorkerProcess | None = None
@@ -106,6 +107,8 @@ class Dispatcher:
             request = self._retries.popleft()
             if not request.is_abandoned and not request.is_answered:
                 return (request,)
+        if not len(self._queue):
+            return ()
         batch = self._queue.pop_batch(now_s=self._loop.time())
         for late in batch.expired:
             self._expire(late)
@@ -117,21 +120,31 @@ class Dispatcher:
         placed = self._worker.arena.place(parts)
         self._running = batch
         self._started_s = self._loop.time()
-        self._expected_s = self._latency.predict_s(sum(request.num_rows for request in batch))
-        patience_s = max(self._hang_s, HANG_FACTOR * self._expected_s)
-        self._hang_alarm = self._loop.call_later(patience_s, self._worker.replace)
+        self._num_rows = sum(request.num_rows for request in batch)
+        self._expected_s = self._latency.predict_s(self._num_rows)
+        self._hang_due_s = self._started_s + max(self._hang_s, HANG_FACTOR * self._expected_s)
+        if self._hang_alarm is None:
+            self._hang_alarm = self._loop.call_at(self._hang_due_s, self._check_hang)
         self._worker.run(placed)
 
     def _finish_run(self) -> Sequence[Request]:
         batch, self._running = self._running, ()
-        if self._hang_alarm is not None:
-            self._hang_alarm.cancel()
         return batch
+
+    def _check_hang(self) -> None:
+        """Replace the worker if its batch is overdue; one timer is moved along, none made per batch."""
+        self._hang_alarm = None
+        if not self._running or self._worker is None:
+            return
+        if self._loop.time() >= self._hang_due_s:
+            self._worker.replace()
+        else:
+            self._hang_alarm = self._loop.call_at(self._hang_due_s, self._check_hang)
 
     def _on_done(self, message: Done) -> None:
         assert self._worker is not None, "only a worker answers"
         batch = self._finish_run()
-        self._latency.observe(sum(request.num_rows for request in batch), self._loop.time() - self._started_s)
+        self._latency.observe(self._num_rows, self._loop.time() - self._started_s)
         outputs = {placed.name: self._worker.arena.view(placed) for placed in message.outputs}
         if len(batch) == 1:
             batch[0].finish(outputs)

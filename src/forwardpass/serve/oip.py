@@ -33,8 +33,13 @@ DATATYPES = {
     "FP64": "float64",
 }
 _NAMES = {dtype: name for name, dtype in DATATYPES.items()}
+_NAMES_BY_DTYPE = {np.dtype(dtype): name for name, dtype in DATATYPES.items()}
+_KINDS = {dtype: np.dtype(dtype).kind for dtype in DATATYPES.values()}
 MAX_RANK = 16
+MAX_SHOWN_RANK = 8
 MICROSECOND_S = 1e-6
+MAX_TIMEOUT_S = 3600.0
+"""Longer wishes are cut to this."""
 
 
 class _Input(msgspec.Struct):
@@ -140,10 +145,10 @@ def decode_tensor(data: msgspec.Raw | bytes, shape: tuple[int, ...], spec: Tenso
     Raises:
         TensorMismatch: the number, kind or range of the elements does not fit.
     """
-    listed = f"[{', '.join(map(str, shape))}]"
+    listed = _listed(shape)
     if any(size < 0 for size in shape) or len(shape) > MAX_RANK:
         raise TensorMismatch(tensor=spec.name, reason=f"has the impossible shape {listed}", expected=str(spec))
-    decoders = _DECODERS[np.dtype(spec.dtype).kind]
+    decoders = _DECODERS[_KINDS[spec.dtype]]
     values = _decode_list(data, decoders, len(shape), spec)
     flat = not values or not isinstance(values[0], list)
     if flat and len(values) != math.prod(shape):
@@ -153,7 +158,8 @@ def decode_tensor(data: msgspec.Raw | bytes, shape: tuple[int, ...], spec: Tenso
             expected=f"{math.prod(shape)} elements",
         )
     try:
-        array = np.array(values, dtype=spec.dtype)
+        with np.errstate(over="ignore"):  # what overflows is refused below
+            array = np.array(values, dtype=spec.dtype)
     except (OverflowError, ValueError) as error:
         reason = f"has a value beyond {_NAMES[spec.dtype]}, or rows of different lengths"
         raise TensorMismatch(tensor=spec.name, reason=reason, expected=str(spec)) from error
@@ -165,6 +171,11 @@ def decode_tensor(data: msgspec.Raw | bytes, shape: tuple[int, ...], spec: Tenso
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         raise TensorMismatch(tensor=spec.name, reason=f"has a value beyond {_NAMES[spec.dtype]}", expected=str(spec))
     return array.reshape(shape)
+
+
+def _listed(shape: tuple[int, ...]) -> str:
+    more = ["…"] if len(shape) > MAX_SHOWN_RANK else []
+    return f"[{', '.join([*map(str, shape[:MAX_SHOWN_RANK]), *more])}]"
 
 
 def _decode_list(
@@ -198,7 +209,7 @@ def _timeout(parameters: Mapping[str, Any] | None) -> float | None:
         return None
     if not isinstance(value, int) or isinstance(value, bool) or value <= 0:
         raise MalformedRequest(reason="the parameter 'timeout' must be a positive number of microseconds")
-    return value * MICROSECOND_S
+    return min(value, int(MAX_TIMEOUT_S / MICROSECOND_S)) * MICROSECOND_S
 
 
 def _wanted(outputs: Sequence[_Output] | None, signature: Signature) -> tuple[str, ...]:
@@ -251,7 +262,7 @@ class ResponseWriter:
         """Encode the outputs that the call wants, in the model's order, with its id."""
         wanted = call.outputs or outputs
         tensors = [
-            _OutputTensor(name, _NAMES[array.dtype.name], array.shape, array.ravel().tolist())
+            _OutputTensor(name, _NAMES_BY_DTYPE[array.dtype], array.shape, array.ravel().tolist())
             for name, array in ((name, outputs[name]) for name in wanted)
         ]
         return self._encode(_ResponseBody(self._model, self._version, tensors, call.id))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import os
 import signal
@@ -192,6 +193,7 @@ async def _serve(bundle: Bundle, settings: ServeSettings, on_ready: Callable[[Se
         log.info("stopped while loading")
         return
     starting.result()
+    gc.freeze()  # what is there by now stays: the collector need not look at it again and again
     log.info("ready: %s", server.describe())
     if on_ready is not None:
         on_ready(server)
