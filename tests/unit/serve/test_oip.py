@@ -1,0 +1,193 @@
+"""The codec of the Open Inference Protocol: every value survives it, and every mistake has its sentence."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from forwardpass.core.tensors import Array, Signature, TensorSpec
+from forwardpass.errors import MalformedRequest, RequestError, TensorMismatch
+from forwardpass.serve.oip import DATATYPES, InferCall, ResponseWriter, decode_infer, decode_tensor, describe_tensors
+
+NAMES = {dtype: name for name, dtype in DATATYPES.items()}
+PIXELS = TensorSpec(name="pixels", dtype="float32", shape=("batch", 3))
+IDS = TensorSpec(name="ids", dtype="int8", shape=("batch", "length"))
+SIGNATURE = Signature(inputs=(PIXELS,), outputs=(TensorSpec(name="scores", dtype="float32", shape=("batch", 2)),))
+
+
+@st.composite
+def arrays(draw: st.DrawFn, *, min_dims: int = 1) -> Array:
+    dtype = np.dtype(draw(st.sampled_from(sorted(NAMES))))
+    shape = draw(hnp.array_shapes(min_dims=min_dims, max_dims=4, max_side=4))
+    elements = {"allow_nan": False, "allow_infinity": False} if dtype.kind == "f" else None
+    return draw(hnp.arrays(dtype, shape, elements=elements))
+
+
+def spec_of(array: Array) -> TensorSpec:
+    return TensorSpec(name="x", dtype=array.dtype.name, shape=("batch", *array.shape[1:]))
+
+
+def encode(array: Array, data: list[Any]) -> bytes:
+    tensor = {"name": "x", "shape": array.shape, "datatype": NAMES[array.dtype.name], "data": data}
+    return json.dumps({"inputs": [tensor]}).encode()
+
+
+@given(array=arrays(min_dims=0), is_flat=st.booleans())
+def test_arrays_survive_the_list_form_flat_and_nested(array: Array, is_flat: bool) -> None:
+    data = array.ravel().tolist() if is_flat or array.ndim == 0 else array.tolist()
+    decoded = decode_tensor(json.dumps(data).encode(), array.shape, spec_of(array))
+    assert (decoded.dtype, decoded.shape) == (array.dtype, array.shape)
+    np.testing.assert_array_equal(decoded, array)
+
+
+@given(array=arrays().filter(lambda array: array.dtype != np.float16), is_flat=st.booleans())
+def test_requests_survive_flat_and_nested(array: Array, is_flat: bool) -> None:
+    spec = spec_of(array)
+    signature = Signature(inputs=(spec,), outputs=(spec,))
+    call = decode_infer(encode(array, array.ravel().tolist() if is_flat else array.tolist()), signature)
+    assert call.tensors["x"].dtype == array.dtype
+    np.testing.assert_array_equal(call.tensors["x"], array)
+
+
+@given(array=arrays())
+def test_responses_read_back_the_same(array: Array) -> None:
+    written = ResponseWriter("m", "1").write({"x": array}, InferCall(tensors={}, id="7", timeout_s=None, outputs=()))
+    document = json.loads(written)
+    tensor = document["outputs"][0]
+    assert (document["model_name"], document["model_version"], document["id"]) == ("m", "1", "7")
+    assert (tensor["name"], tensor["datatype"]) == ("x", NAMES[array.dtype.name])
+    np.testing.assert_array_equal(np.array(tensor["data"], array.dtype).reshape(tensor["shape"]), array)
+
+
+def test_values_that_are_not_finite_are_written_as_null_and_float32_in_its_own_shortest_digits() -> None:
+    values = np.array([np.nan, np.inf, 0.1], np.float32)
+    call = InferCall(tensors={}, id=None, timeout_s=None, outputs=("x",))
+    document = json.loads(ResponseWriter("m", "1").write({"x": values, "y": values}, call))
+    assert [tensor["name"] for tensor in document["outputs"]] == ["x"]
+    assert document["outputs"][0]["data"][:2] == [None, None]
+    assert np.float32(document["outputs"][0]["data"][2]) == values[2]
+    assert "id" not in document
+
+
+def test_a_dynamic_axis_is_described_as_minus_one() -> None:
+    assert describe_tensors([IDS]) == [{"name": "ids", "datatype": "INT8", "shape": [-1, -1]}]
+
+
+def test_wishes_are_read() -> None:
+    body = json.dumps(
+        {
+            "id": "a",
+            "parameters": {"timeout": 2_000_000},
+            "inputs": [{"name": "pixels", "shape": [1, 3], "datatype": "FP32", "data": [1, 2, 3]}],
+            "outputs": [{"name": "scores"}],
+        }
+    ).encode()
+    call = decode_infer(body, SIGNATURE)
+    assert (call.id, call.timeout_s, call.outputs) == ("a", 2.0, ("scores",))
+
+
+def tensor(**changes: object) -> dict[str, object]:
+    given = {"name": "pixels", "shape": [1, 3], "datatype": "FP32", "data": [1.0, 2.0, 3.0]} | changes
+    return {"inputs": [{key: value for key, value in given.items() if value is not None}]}
+
+
+DTYPES = ", ".join(DATATYPES)
+MISTAKES: list[tuple[object, str]] = [
+    (tensor(name="pixel"), "Input 'pixel' is not an input of this model; expected the inputs pixels."),
+    ({"inputs": []}, "Input 'pixels' is missing; expected float32[batch, 3]."),
+    ({"inputs": [*tensor()["inputs"], *tensor()["inputs"]]},  # type: ignore[misc]
+     "Input 'pixels' is given twice; expected each input once."),
+    (tensor(datatype="FP99"), f"Input 'pixels' has the datatype 'FP99'; expected one of {DTYPES}."),
+    (tensor(datatype="INT64"), "Input 'pixels' has the datatype INT64; expected FP32 (float32[batch, 3])."),
+    (tensor(datatype="FP16"), "Input 'pixels' is FP16, which JSON cannot carry exactly; expected binary data."),
+    (tensor(data=None), "Input 'pixels' has no 'data'; expected float32[batch, 3]."),
+    (tensor(data=None, parameters={"binary_data_size": 12}),
+     "Input 'pixels' is announced as binary data; expected 'data' in JSON."),
+    (tensor(data=[1.0]), "Input 'pixels' has 1 elements for the shape [1, 3]; expected 3 elements."),
+    (tensor(data=[[1.0, 2.0]]), "Input 'pixels' is nested as [1, 2] but has the shape [1, 3]; expected [1, 3]."),
+    (tensor(shape=[2, 3], data=[[1, 2, 3], [4]]),
+     "Input 'pixels' has a value beyond FP32, or rows of different lengths; expected float32[batch, 3]."),
+    (tensor(shape=[-1, -3]), "Input 'pixels' has the impossible shape [-1, -3]; expected float32[batch, 3]."),
+    (tensor(shape=[1] * 1000),
+     "Input 'pixels' has the impossible shape [1, 1, 1, 1, 1, 1, 1, 1, …]; expected float32[batch, 3]."),
+    (tensor(shape=[10**18, 10**18]),
+     f"Input 'pixels' has 3 elements for the shape [{10**18}, {10**18}]; expected {10**36} elements."),
+    (tensor(shape=[0, 3], data=[]), "Input 'pixels' is empty along axis 0 (batch); expected at least one element."),
+    (tensor(shape=[3]), "Input 'pixels' has shape [3]; expected float32[batch, 3]."),
+    (tensor(shape=[3, 1]), "Input 'pixels' has shape [3, 1]; expected float32[batch, 3]."),
+    (tensor(data=[1e300, 0, 0]), "Input 'pixels' has a value beyond FP32; expected float32[batch, 3]."),
+    (tensor(data=["1", 0, 0]),
+     ("Input 'pixels' has data that does not fit (Expected `array`, got `str` - at `$[0]`); "
+      "expected a flat or nested list for float32[batch, 3].")),
+    ([], "Malformed request: Expected `object`, got `array`."),
+    ({}, "Malformed request: Object missing required field `inputs`."),
+    (tensor() | {"parameters": {"timeout": 0}},
+     "Malformed request: the parameter 'timeout' must be a positive number of microseconds."),
+    (tensor() | {"parameters": {"timeout": True}},
+     "Malformed request: the parameter 'timeout' must be a positive number of microseconds."),
+    (tensor() | {"outputs": [{"name": "logits"}]},
+     "Malformed request: there is no output 'logits'; the model has scores."),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("body", "sentence"), MISTAKES, ids=[sentence[:60] for _, sentence in MISTAKES])
+def test_every_mistake_has_its_sentence(body: object, sentence: str) -> None:
+    with pytest.raises(RequestError) as caught:
+        decode_infer(json.dumps(body).encode(), SIGNATURE)
+    assert str(caught.value) == sentence
+
+
+@pytest.mark.parametrize(
+    ("value", "dtype"), [(128, "int8"), (-1, "uint8"), (2**64, "uint64"), (10**400, "int64"), (-(2**63) - 1, "int64")]
+)
+def test_an_integer_beyond_its_dtype_is_refused_and_never_wraps(value: int, dtype: str) -> None:
+    spec = TensorSpec(name="ids", dtype=dtype, shape=("batch",))
+    with pytest.raises(TensorMismatch) as caught:
+        decode_tensor(str([value]).encode(), (1,), spec)
+    sentence = f"Input 'ids' has a value beyond {NAMES[dtype]}, or rows of different lengths; expected {dtype}[batch]."
+    assert str(caught.value) == sentence
+
+
+DEEP = b"[" * 250_000
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"\xff",
+        b"{",
+        DEEP,
+        b'{"inputs":' + DEEP,
+        b'{"inputs":[],"parameters":{"a":' + DEEP,
+        b'{"inputs":[{"name":"pixels","shape":[1,3],"datatype":"FP32","data":' + DEEP + b"]" * 250_000 + b"}]}",
+        b'{"inputs":[{"name":"pixels","shape":[1,3],"datatype":"FP32","data":[NaN,1,2]}]}',
+        b'{"inputs":[{"name":"pixels","shape":[1,3],"datatype":"FP32","data":[Infinity,1,2]}]}',
+        b'{"inputs":[{"name":"\\ud800","shape":[1,3],"datatype":"FP32","data":[0,1,2]}]}',
+        b'{"inputs":[{"name":"pixels","shape":[%s,3],"datatype":"FP32","data":[0,1,2]}]}' % (b"9" * 5000),
+        b'{"inputs":[{"name":"pixels","shape":[1,3],"datatype":"FP32","data":[%s,1,2]}]}' % (b"9" * 5000),
+        b'{"inputs":[{"name":"pixels","shape":[1,3],"datatype":"FP32","data":[1e999,1,2]}]}',
+        b'{"inputs":[],"parameters":{"timeout":%s}}' % (b"9" * 5000),
+    ],
+)
+def test_bytes_that_no_client_should_send_are_refused(body: bytes) -> None:
+    with pytest.raises(RequestError):
+        decode_infer(body, SIGNATURE)
+
+
+@pytest.mark.parametrize("timeout", ["1" + "0" * 300, "1" + "0" * 3000])
+def test_a_timeout_beyond_all_reason_is_cut_to_an_hour(timeout: str) -> None:
+    body = json.dumps(tensor() | {"parameters": {"timeout": 1}}).replace(": 1}}", f": {timeout}}}}}")
+    assert decode_infer(body.encode(), SIGNATURE).timeout_s == 3600.0
+
+
+@given(junk=st.binary(max_size=200))
+def test_no_bytes_at_all_raise_anything_but_a_request_error(junk: bytes) -> None:
+    with pytest.raises(MalformedRequest):
+        decode_infer(junk, SIGNATURE)
