@@ -151,7 +151,7 @@ class Server:
                 backlog=1024,
             )
         except OSError as error:
-            reason = error.strerror or str(error)
+            reason = os.strerror(error.errno).lower() if error.errno else str(error)
             raise AddressInUse(address=f"{host}:{port}", reason=reason) from error
 
 

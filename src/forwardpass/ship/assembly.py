@@ -40,8 +40,9 @@ def assemble_bundle(
     optimization: Optimization,
     lines: Sequence[CheckLine],
 ) -> Bundle:
-    """Pack the chosen variant, first and default, and the others worth keeping."""
-    kept = [candidate for candidate in optimization.candidates if _travels(candidate)]
+    """Pack the chosen variant, first and default, and the float model."""
+    baseline = conversion.variant.name
+    kept = [candidate for candidate in optimization.candidates if _travels(candidate, baseline)]
     kept.sort(key=lambda candidate: candidate.verdict is not Verdict.CHOSEN)
     packing = PackingList(
         name=request.name,
@@ -88,10 +89,12 @@ def golden_tolerance(candidate: Candidate) -> float:
     return max(SHARE_OF_OWN_ERROR * error, LEAST_QUANTISED_TOLERANCE)
 
 
-def _travels(candidate: Candidate) -> bool:
-    """Tell whether a candidate goes into the bundle: the chosen one, and those that could replace it."""
-    is_file = Path(candidate.variant.location).is_file()
-    return is_file and candidate.verdict in (Verdict.CHOSEN, Verdict.KEPT)
+def _travels(candidate: Candidate, baseline: str) -> bool:
+    """Tell whether a candidate goes into the bundle: the chosen one, and the float model to fall back to.
+
+    The others can be made again by their recipes; their evidence travels in any case.
+    """
+    return candidate.verdict is Verdict.CHOSEN or candidate.variant.name == baseline
 
 
 def _to_pack(candidate: Candidate) -> VariantToPack:
