@@ -95,9 +95,7 @@ def _run(words: Sequence[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads the rest
         return 0
     except OSError as error:
-        _report(
-            "environment", f"{error.strerror or error}: {error.filename or 'this machine'}", as_json="--json" in words
-        )
+        _report("environment", f"This machine says: {error.strerror or error}.", as_json="--json" in words)
         return 3
     return code if isinstance(code, int) else 0
 

@@ -15,8 +15,8 @@ from forwardpass.core.protocols import Progress
 from forwardpass.core.samples import Samples, SampleSplits
 from forwardpass.core.statistics import measure_ratio
 from forwardpass.core.variants import Format, Variant
-from forwardpass.errors import ForwardpassError, MissingExtra
-from forwardpass.optimize.candidates import NOT_TRIED, Workshop, blueprints, build
+from forwardpass.errors import ForwardpassError, MissingExtra, StorageFailed
+from forwardpass.optimize.candidates import NOT_TRIED, Blueprint, Workshop, blueprints, build
 from forwardpass.optimize.choice import Choice, Facts, choose
 from forwardpass.optimize.evaluation import Answers, answer, score_answers, score_error
 from forwardpass.optimize.probe import int8_saturates
@@ -97,10 +97,18 @@ def _make_all(baseline: Variant, calibration: Samples, workdir: Path, progress: 
             entries.append(_Entry(variant=build(blueprint, workshop)))
         except MissingExtra:
             raise
+        except ForwardpassError as error:
+            entries.append(_failed(blueprint, str(error)))
+        except OSError as error:
+            raise StorageFailed(path=str(workdir), reason=error.strerror or str(error)) from error
         except Exception as error:  # the writers are other people's code, and one failure must not end the search
-            planned = Variant(name=blueprint.name, format=Format.ONNX, precision=blueprint.precision, location="")
-            entries.append(_Entry(variant=planned, failure=_sentence(error)))
+            entries.append(_failed(blueprint, _sentence(error)))
     return entries
+
+
+def _failed(blueprint: Blueprint, reason: str) -> _Entry:
+    planned = Variant(name=blueprint.name, format=Format.ONNX, precision=blueprint.precision, location="")
+    return _Entry(variant=planned, failure=reason)
 
 
 def _score_all(entries: Sequence[_Entry], splits: SampleSplits, metric: Metric, progress: Progress) -> None:

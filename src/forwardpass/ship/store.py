@@ -44,11 +44,9 @@ class StepStore:
             WorkInProgress: another process holds it.
             StorageFailed: it cannot be made.
         """
-        try:
+        with _storage_failures(self._root):
             self._root.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(self._root / "lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o644)
-        except OSError as error:
-            raise StorageFailed(path=str(self._root), reason=error.strerror or str(error)) from error
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             yield
@@ -75,7 +73,8 @@ class StepStore:
         """Empty the folder of a step and return it."""
         folder = self.folder(step)
         shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
+        with _storage_failures(folder):
+            folder.mkdir(parents=True)
         return folder
 
     def finish(self, step: str, key: str, document: bytes) -> None:
@@ -85,12 +84,22 @@ class StepStore:
         files = {path.relative_to(folder).as_posix(): hash_file(path) for path in paths}
         record = _Record(key=key, files=files, document=msgspec.Raw(document))
         partial = folder / f"{RECORD}.partial"
-        partial.write_bytes(msgspec.json.encode(record))
-        partial.rename(folder / RECORD)
+        with _storage_failures(folder):
+            partial.write_bytes(msgspec.json.encode(record))
+            partial.rename(folder / RECORD)
 
     def _is_intact(self, step: str, member: str, sha256: str) -> bool:
         path = self.folder(step) / member
         return path.is_file() and hash_file(path) == sha256
+
+
+@contextmanager
+def _storage_failures(folder: Path) -> Iterator[None]:
+    """Put what the file system says into a sentence."""
+    try:
+        yield
+    except OSError as error:
+        raise StorageFailed(path=str(folder), reason=error.strerror or str(error)) from error
 
 
 def step_key(*parts: object) -> str:
