@@ -130,6 +130,27 @@ def test_a_mistake_is_one_sentence_and_the_right_exit_code(
     assert not (folder / "o").exists()
 
 
+@pytest.mark.parametrize(
+    ("words", "code", "sentence"),
+    [
+        (("ship", "--help"), 0, ""),
+        (("optimize", "--help"), 0, ""),
+        (SHIP, 3, "needs the package 'onnx'. Install it with: pip install 'forwardpass[onnx]'"),
+        (("convert", "a.b:c", "--data", "samples.npz", "--out", "o"), 3, "pip install 'forwardpass[torch]'"),
+        (("inspect", "bundle"), 0, ""),
+    ],
+)
+def test_without_the_heavy_packages_what_needs_them_says_so_and_the_rest_works(
+    folder: Path, words: tuple[str, ...], code: int, sentence: str
+) -> None:
+    missing = "import sys; sys.modules.update({'onnx': None, 'torch': None}); "
+    run = "from forwardpass.cli import main; main(sys.argv[1:])"
+    command = [sys.executable, "-c", missing + run, *words]
+    finished = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    assert (finished.returncode, "Traceback" in finished.stderr) == (code, False), finished.stderr
+    assert sentence in finished.stderr
+
+
 def test_errors_are_documents_too(folder: Path) -> None:
     finished = forwardpass(folder, "inspect", "nowhere", "--json")
     assert json.loads(finished.stdout)["error"]["slug"] == "bundle-not-found"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -11,7 +12,9 @@ from forwardpass.cli.options import data_option, json_option, model_argument, qu
 from forwardpass.cli.progress import shown_progress
 from forwardpass.cli.rendering import checklist_rows, echo_json, echo_table, heading
 from forwardpass.errors import InvalidOption
-from forwardpass.ship import Shipment
+
+if TYPE_CHECKING:
+    from forwardpass.ship import Shipment
 
 __all__ = ["command"]
 

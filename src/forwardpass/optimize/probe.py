@@ -8,9 +8,8 @@ multiplication whose exact result is known tells which kind of processor this is
 from __future__ import annotations
 
 import numpy as np
-import onnx
-from onnx import TensorProto, helper
 
+from forwardpass.optimize.library import onnx
 from forwardpass.runtimes import RuntimeOptions
 from forwardpass.runtimes.onnx import OnnxRuntime
 
@@ -24,14 +23,14 @@ EXACT = DEPTH * LARGEST_U8 * LARGEST_S8
 
 def int8_saturates() -> bool:
     """Multiply the largest bytes with each other and compare with the exact result."""
-    graph = helper.make_graph(
-        [helper.make_node("MatMulInteger", ["a", "b"], ["y"])],
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("MatMulInteger", ["a", "b"], ["y"])],
         "probe",
-        [helper.make_tensor_value_info("a", TensorProto.UINT8, [1, DEPTH])],
-        [helper.make_tensor_value_info("y", TensorProto.INT32, [1, WIDTH])],
-        [helper.make_tensor("b", TensorProto.INT8, [DEPTH, WIDTH], [LARGEST_S8] * DEPTH * WIDTH)],
+        [onnx.helper.make_tensor_value_info("a", onnx.TensorProto.UINT8, [1, DEPTH])],
+        [onnx.helper.make_tensor_value_info("y", onnx.TensorProto.INT32, [1, WIDTH])],
+        [onnx.helper.make_tensor("b", onnx.TensorProto.INT8, [DEPTH, WIDTH], [LARGEST_S8] * DEPTH * WIDTH)],
     )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=10)
     onnx.checker.check_model(model)
     runtime = OnnxRuntime.from_bytes(model.SerializeToString(), options=RuntimeOptions())
     answer = runtime.run({"a": np.full((1, DEPTH), LARGEST_U8, np.uint8)})["y"]

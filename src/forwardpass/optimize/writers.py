@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import onnx
-from onnx import TensorProto, helper, numpy_helper
 
 from forwardpass.core.samples import Samples
 from forwardpass.core.tensors import Array
 from forwardpass.optimize.calibration import CalibrationMethod, Range, TensorHistogram, calibrate, choose_range
+from forwardpass.optimize.library import onnx
 from forwardpass.optimize.quiet import quiet_quantizer
 from forwardpass.runtimes import RuntimeOptions
 from forwardpass.runtimes.onnx import OnnxRuntime, save_optimised
@@ -52,8 +51,10 @@ def write_fp16_storage(source: Path, target: Path) -> int:
     for tensor in model.graph.initializer:
         if not _fits_fp16(tensor):
             continue
-        halved = numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float16), f"{tensor.name}.fp16")
-        casts.append(helper.make_node("Cast", [halved.name], [tensor.name], to=TensorProto.FLOAT))
+        halved = onnx.numpy_helper.from_array(
+            onnx.numpy_helper.to_array(tensor).astype(np.float16), f"{tensor.name}.fp16"
+        )
+        casts.append(onnx.helper.make_node("Cast", [halved.name], [tensor.name], to=onnx.TensorProto.FLOAT))
         tensor.CopyFrom(halved)
     nodes = [*casts, *model.graph.node]
     del model.graph.node[:]
@@ -141,9 +142,9 @@ def _array(ends: Range, name: str) -> Array:
 
 
 def _fits_fp16(tensor: onnx.TensorProto) -> bool:
-    if tensor.data_type != TensorProto.FLOAT:
+    if tensor.data_type != onnx.TensorProto.FLOAT:
         return False
-    values = numpy_helper.to_array(tensor)
+    values = onnx.numpy_helper.to_array(tensor)
     return values.size >= MIN_FP16_VALUES and float(np.abs(values).max()) <= FP16_LIMIT
 
 
@@ -168,5 +169,5 @@ def _exposing(model: onnx.ModelProto, names: Sequence[str]) -> OnnxRuntime:
     present = {value.name for value in (*exposed.graph.output, *exposed.graph.input)}
     for name in names:
         if name not in present:
-            exposed.graph.output.append(helper.make_empty_tensor_value_info(name))
+            exposed.graph.output.append(onnx.helper.make_empty_tensor_value_info(name))
     return OnnxRuntime.from_bytes(exposed.SerializeToString(), options=RuntimeOptions())
