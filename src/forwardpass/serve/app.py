@@ -48,6 +48,7 @@ STATUSES: tuple[tuple[type[RequestError], int], ...] = (
 
 MODEL_VERSION = "1"
 TIMEOUT_HEADER = b"x-request-timeout-ms"
+MAX_TIMEOUT_DIGITS = 9
 MAX_PROCESSING = 256
 """Requests that may be with the processor at once; further ones are refused."""
 
@@ -176,6 +177,8 @@ class Application:
             tensors = prepared.result()
             self._signature.validate(tensors)
             self._submit(exchange, tensors, None, partial(self._decode_later, exchange))
+        except asyncio.CancelledError:
+            exchange.respond(_error_response(NotReady(reason="it is stopping")))
         except RequestError as error:
             exchange.respond(_error_response(error))
         except Exception:
@@ -212,6 +215,8 @@ class Application:
         timeout_s: float | None,
         answer: Callable[[dict[str, Array] | RequestError], None],
     ) -> None:
+        if exchange.is_abandoned:
+            return
         wished = [value for value in (timeout_s, _header_timeout(exchange)) if value is not None]
         timeout = min(wished, default=self._timeout_s)
         is_batchable = self._signature.is_batchable
@@ -231,7 +236,7 @@ def _header_timeout(exchange: Exchange) -> float | None:
     text = exchange.headers.get(TIMEOUT_HEADER)
     if text is None:
         return None
-    if not text.isdigit() or int(text) == 0 or len(text) > 9:
+    if not text.isdigit() or len(text) > MAX_TIMEOUT_DIGITS or int(text) == 0:
         raise MalformedRequest(reason="the header X-Request-Timeout-Ms must be a positive number of milliseconds")
     return int(text) / 1e3
 
@@ -297,7 +302,7 @@ def _nothing_at(path: str, model: str) -> NotFound:
 
 
 def _not_allowed(methods: tuple[bytes, ...], exchange: Exchange) -> None:
-    allowed = ", ".join(method.decode() for method in methods)
+    allowed = ", ".join("GET, HEAD" if method == b"GET" else method.decode() for method in methods)
     body = _encode({"error": f"This route takes {allowed}."})
     exchange.respond(Response(status=405, body=body, headers=(("allow", allowed),)))
 

@@ -35,6 +35,10 @@ class Connections:
         if not self._open:
             self._empty.set()
 
+    def announce_closing(self) -> None:
+        """From now on, the last answer of a connection tells the client that it is the last."""
+        self.are_closing = True
+
     async def close(self) -> None:
         """Close the idle ones now and the others after their answer; return when all are gone."""
         self.are_closing = True
@@ -42,3 +46,8 @@ class Connections:
             if connection.is_idle:
                 connection.close()
         await self._empty.wait()
+
+    def close_all(self) -> None:
+        """Close every connection once what was written has been sent."""
+        for connection in tuple(self._open):
+            connection.close()

@@ -9,11 +9,11 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 from http import HTTPStatus
 from typing import TYPE_CHECKING, cast
 
 import httptools
+import msgspec
 
 from forwardpass.serve.settings import ServeSettings
 
@@ -24,17 +24,17 @@ __all__ = ["Exchange", "Handler", "HttpConnection", "Response"]
 
 MAX_PIPELINED = 16
 """Requests of one connection that may be open at once; further ones wait in the socket."""
+LINGER_S = 2.0
+"""A refused client may go on sending for so long: hanging up on unread bytes would discard the refusal, too."""
 
 _REASONS = {status.value: status.phrase for status in HTTPStatus}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Response:
-    """A status, a body, and headers beyond those that every response has."""
+class Response(msgspec.Struct, frozen=True, kw_only=True):
+    """A status, a JSON body, and headers beyond those that every response has."""
 
     status: int
     body: bytes
-    content_type: bytes = b"application/json"
     headers: tuple[tuple[str, str], ...] = ()
 
 
@@ -46,6 +46,7 @@ class Exchange:
         "_response",
         "body",
         "headers",
+        "is_abandoned",
         "is_head",
         "keeps_alive",
         "method",
@@ -62,12 +63,19 @@ class Exchange:
         self.body = b""
         self.keeps_alive = True
         self.is_head = False
+        self.is_abandoned = False
         self.on_abandoned: Callable[[], None] | None = None
 
     @property
     def response(self) -> Response | None:
         """The answer, once there is one."""
         return self._response
+
+    def abandon(self) -> None:
+        """Note that the client has left, and tell whoever works on the answer."""
+        self.is_abandoned = True
+        if self._response is None and self.on_abandoned is not None:
+            self.on_abandoned()
 
     def respond(self, response: Response) -> None:
         """Answer; written when every earlier request of the connection has its answer."""
@@ -90,8 +98,9 @@ class HttpConnection(asyncio.Protocol):
         self._open: deque[Exchange] = deque()
         self._incoming: Exchange | None = None
         self._chunks: list[bytes] = []
-        self._num_body_bytes = self._num_header_bytes = 0
-        self._is_paused = self._is_closing = self._can_write = self._is_in_headers = False
+        self._num_body_bytes = self._num_header_bytes = self._num_unparsed_bytes = self._num_begun = 0
+        self._is_paused = self._is_refused = self._is_closing = False
+        self._can_write = self._is_in_headers = False
         self._deadline_s = 0.0
         self._timer: asyncio.TimerHandle | None = None
         self._transport: asyncio.Transport
@@ -105,7 +114,7 @@ class HttpConnection(asyncio.Protocol):
         self._parser = httptools.HttpRequestParser(self)
         self._can_write = True
         if not self._connections.add(self):
-            self._refuse(503, "too many connections")
+            self._refuse(503, "There are too many connections. Try again later.")
             return
         self._wait(self._settings.header_timeout_s)
 
@@ -116,38 +125,39 @@ class HttpConnection(asyncio.Protocol):
         if self._timer is not None:
             self._timer.cancel()
         for exchange in self._open:
-            if exchange.response is None and exchange.on_abandoned is not None:
-                exchange.on_abandoned()
+            exchange.abandon()
         self._open.clear()
 
     def data_received(self, data: bytes) -> None:
         """Feed the parser."""
-        if self._is_closing:
+        if self._is_refused or self._is_closing:
             return
+        was_between, self._num_begun = self._incoming is None, 0
         try:
             self._parser.feed_data(data)
-            if self._is_in_headers:
-                self._count_header(len(data))
         except httptools.HttpParserUpgrade:
-            self._refuse(400, "this server does not switch protocols")
+            self._refuse(400, "This server does not switch protocols.")
         except httptools.HttpParserError:
-            self._refuse(400, "this is not HTTP/1.1")
+            self._refuse(400, "This is not HTTP/1.1.")
+        if self._is_in_headers and self._num_begun <= was_between:  # otherwise it begins with another request's end
+            self._num_unparsed_bytes += len(data)
+            self._check_header(self._num_unparsed_bytes)
 
     def eof_received(self) -> bool:
-        """Keep the write side open while answers are due."""
-        return bool(self._open)
+        """Hang up: a client that has left cannot be told from one that only has nothing more to say."""
+        return False
 
     def pause_writing(self) -> None:
         """Stop reading from a client that does not take its answers."""
         self._can_write = False
-        self._transport.pause_reading()
+        self._steer_reading()
         self._wait(self._settings.body_timeout_s)
 
     def resume_writing(self) -> None:
         """Go on."""
         self._can_write = True
+        self._wait(None)
         self.flush()
-        self._resume_reading()
 
     # --- httptools callbacks
 
@@ -155,26 +165,33 @@ class HttpConnection(asyncio.Protocol):
         """A request begins."""
         self._incoming = Exchange(self)
         self._chunks = []
-        self._num_body_bytes = self._num_header_bytes = 0
+        self._num_body_bytes = self._num_header_bytes = self._num_unparsed_bytes = 0
+        self._num_begun += 1
         self._is_in_headers = True
-        if self._timer is None or not self._open:
+        if not self._open:
             self._wait(self._settings.header_timeout_s)
 
     def on_url(self, url: bytes) -> None:
         """Take the request's target, which may come in pieces."""
         assert self._incoming is not None, "on_message_begin came before"
         self._incoming.target += url
+        self._num_header_bytes += len(url)
+        self._check_header(self._num_header_bytes)
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Take a header."""
         assert self._incoming is not None, "on_message_begin came before"
         self._incoming.headers[name.lower()] = value
+        self._num_header_bytes += len(name) + len(value)
+        self._check_header(self._num_header_bytes)
 
     def on_headers_complete(self) -> None:
         """Check what is announced before any of the body is read."""
         exchange = self._incoming
         assert exchange is not None, "on_message_begin came before"
         self._is_in_headers = False
+        if self._is_refused:
+            return
         exchange.method = self._parser.get_method()
         exchange.is_head = exchange.method == b"HEAD"
         exchange.keeps_alive = self._parser.should_keep_alive()
@@ -189,23 +206,24 @@ class HttpConnection(asyncio.Protocol):
 
     def on_body(self, body: bytes) -> None:
         """Collect the body up to the limit."""
+        if self._is_refused:
+            return
         self._num_body_bytes += len(body)
         if self._num_body_bytes > self._settings.max_body_bytes:
             self._refuse_body()
-        elif not self._is_closing:
+        else:
             self._chunks.append(body)
 
     def on_message_complete(self) -> None:
         """Hand the request over."""
         exchange, self._incoming = self._incoming, None
-        if exchange is None or self._is_closing:
+        if exchange is None or self._is_refused or self._is_closing:
             return
         exchange.body = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
         self._chunks = []
         self._open.append(exchange)
-        if len(self._open) >= MAX_PIPELINED and not self._is_paused:
-            self._is_paused = True
-            self._transport.pause_reading()
+        if len(self._open) >= MAX_PIPELINED:
+            self._steer_reading()
         self._wait(None)
         self._handler(exchange)
 
@@ -220,42 +238,61 @@ class HttpConnection(asyncio.Protocol):
         """Write the answers that are due, in the order of the requests."""
         while self._open and self._can_write and (response := self._open[0].response) is not None:
             exchange = self._open.popleft()
-            keeps_alive = exchange.keeps_alive and not self._connections.are_closing
+            is_last = self._connections.are_closing and self.is_idle
+            keeps_alive = exchange.keeps_alive and not is_last
             self._transport.write(_render(response, keeps_alive=keeps_alive, is_head=exchange.is_head))
             if not keeps_alive:
-                self.close()
+                self._hang_up()
                 return
-        if not self._open and not self._is_closing:
+        if not self._open and self._can_write and not self._is_closing:
             self._wait(self._settings.keep_alive_s if self._incoming is None else self._settings.body_timeout_s)
-        self._resume_reading()
+        if self._is_paused:
+            self._steer_reading()
 
     def close(self) -> None:
         """Close once everything is written."""
         self._is_closing = True
         self._transport.close()
 
-    def _resume_reading(self) -> None:
-        if self._is_paused and len(self._open) < MAX_PIPELINED and self._can_write and not self._is_closing:
-            self._is_paused = False
-            self._transport.resume_reading()
+    def _hang_up(self) -> None:
+        """Close after the last answer; a client that is still sending gets time to read it."""
+        if not self._is_refused:
+            self.close()
+            return
+        self._is_closing = True
+        if self._transport.can_write_eof():
+            self._transport.write_eof()
+        self._steer_reading()
+        self._wait(LINGER_S)
 
-    def _count_header(self, num_bytes: int) -> None:
-        """Count what was received while a header is incomplete: the parser itself would collect it for ever."""
-        self._num_header_bytes += num_bytes
-        if self._num_header_bytes > self._settings.max_header_bytes:
-            self._refuse(431, f"the headers are larger than the limit of {self._settings.max_header_bytes} bytes")
+    def _steer_reading(self) -> None:
+        """Read while the client takes its answers and has not too many open; what a refused one sends is discarded."""
+        can_read = self._is_closing or (self._can_write and len(self._open) < MAX_PIPELINED)
+        if can_read == self._is_paused and not self._transport.is_closing():
+            self._is_paused = not can_read
+            if can_read:
+                self._transport.resume_reading()
+            else:
+                self._transport.pause_reading()
+
+    def _check_header(self, num_bytes: int) -> None:
+        """Limit what was parsed of a header, and what came in while it is incomplete: the parser would keep it all."""
+        if num_bytes > self._settings.max_header_bytes:
+            self._refuse(431, f"The headers are larger than the limit of {self._settings.max_header_bytes} bytes.")
 
     def _refuse_body(self) -> None:
         self._refuse(413, f"The request body is larger than the limit of {self._settings.max_body_bytes} bytes.")
 
     def _refuse(self, status: int, sentence: str) -> None:
-        """Answer something that is not a request, and hang up."""
-        if self._is_closing:
+        """Answer something that is not a request, after the requests before it, and hang up."""
+        if self._is_refused or self._is_closing:
             return
-        self._is_closing = True
-        body = b'{"error":"%s"}' % sentence.encode()
-        self._transport.write(_render(Response(status=status, body=body), keeps_alive=False, is_head=False))
-        self._transport.close()
+        self._is_refused = True
+        self._wait(None)
+        exchange = Exchange(self)
+        exchange.keeps_alive = False
+        self._open.append(exchange)
+        exchange.respond(Response(status=status, body=b'{"error":"%s"}' % sentence.encode()))
 
     # --- deadlines
 
@@ -272,25 +309,28 @@ class HttpConnection(asyncio.Protocol):
 
     def _on_timer(self) -> None:
         self._timer = None
-        if self._deadline_s == 0.0 or self._is_closing:
+        if self._deadline_s == 0.0:
             return
         if self._loop.time() < self._deadline_s:
             self._timer = self._loop.call_at(self._deadline_s, self._on_timer)
-        elif self._incoming is not None:
-            self._refuse(408, "the request was not received in time")
-        else:
+        elif self._incoming is None or self._is_refused:
             self._transport.abort()
+        else:
+            self._refuse(408, "The request was not received in time.")
+
+
+_OK_JSON = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%b"
 
 
 def _render(response: Response, *, keeps_alive: bool, is_head: bool) -> bytes:
-    head = b"HTTP/1.1 %d %s\r\ncontent-type: %s\r\ncontent-length: %d\r\n" % (
-        response.status,
-        _REASONS[response.status].encode(),
-        response.content_type,
-        len(response.body),
-    )
-    for name, value in response.headers:
-        head += f"{name}: {value}\r\n".encode("latin-1")
-    if not keeps_alive:
-        head += b"connection: close\r\n"
-    return head + b"\r\n" + (b"" if is_head else response.body)
+    if response.status == 200 and keeps_alive and not is_head and not response.headers:
+        return _OK_JSON % (len(response.body), response.body)
+    lines = [
+        f"HTTP/1.1 {response.status} {_REASONS[response.status]}",
+        "content-type: application/json",
+        f"content-length: {len(response.body)}",
+        *(f"{name}: {value}" for name, value in response.headers),
+        *([] if keeps_alive else ["connection: close"]),
+    ]
+    head = "\r\n".join(lines).encode("latin-1") + b"\r\n\r\n"
+    return head if is_head else head + response.body

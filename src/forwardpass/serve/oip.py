@@ -36,6 +36,7 @@ _NAMES = {dtype: name for name, dtype in DATATYPES.items()}
 _NAMES_BY_DTYPE = {np.dtype(dtype): name for name, dtype in DATATYPES.items()}
 _KINDS = {dtype: np.dtype(dtype).kind for dtype in DATATYPES.values()}
 MAX_RANK = 16
+MAX_SIZE = 2**63 - 1
 MAX_SHOWN_RANK = 8
 MICROSECOND_S = 1e-6
 MAX_TIMEOUT_S = 3600.0
@@ -146,7 +147,7 @@ def decode_tensor(data: msgspec.Raw | bytes, shape: tuple[int, ...], spec: Tenso
         TensorMismatch: the number, kind or range of the elements does not fit.
     """
     listed = _listed(shape)
-    if any(size < 0 for size in shape) or len(shape) > MAX_RANK:
+    if len(shape) > MAX_RANK or not all(0 <= size <= MAX_SIZE for size in shape):
         raise TensorMismatch(tensor=spec.name, reason=f"has the impossible shape {listed}", expected=str(spec))
     decoders = _DECODERS[_KINDS[spec.dtype]]
     values = _decode_list(data, decoders, len(shape), spec)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import signal
 import socket
@@ -74,6 +75,8 @@ class WorkerProcess:
         self._pause_s = FIRST_PAUSE_S
         self.state = WorkerState.STOPPED
         self.num_starts = 0
+        self._is_connected = False
+        self._respawning: asyncio.TimerHandle | None = None
         self.arena: Arena
         self._channel: socket.socket
         self._process: subprocess.Popen[bytes]
@@ -91,10 +94,8 @@ class WorkerProcess:
     def run(self, inputs: tuple[Placed, ...]) -> None:
         """Hand over the batch that was placed in the arena."""
         self.state = WorkerState.BUSY
-        try:
+        with contextlib.suppress(ConnectionError):  # it has ended: _read is about to see that, too
             self._channel.send(encode(Run(self.arena.num_bytes, inputs)))
-        except OSError:
-            self._loop.call_soon(self._lose)
 
     def replace(self) -> None:
         """Kill a worker that has hung; its death is handled like any other."""
@@ -102,10 +103,13 @@ class WorkerProcess:
 
     async def stop(self) -> None:
         """Close the channel, on which the worker ends, and wait for it; one that does not end is killed."""
-        was = self.state
-        self.state = WorkerState.STOPPED
-        if was is WorkerState.STOPPED:
+        if self.num_starts == 0:
             return
+        if self._respawning is not None:
+            self._respawning.cancel()
+        if self.state is WorkerState.STARTING:
+            self._process.kill()  # it listens only once it has loaded
+        self.state = WorkerState.STOPPED
         self._hang_up()
         try:
             await self._loop.run_in_executor(None, self._process.wait, 5.0)
@@ -133,6 +137,7 @@ class WorkerProcess:
         self.state = WorkerState.STARTING
         self.num_starts += 1
         self._loop.add_reader(ours.fileno(), self._read)
+        self._is_connected = True
 
     def _read(self) -> None:
         try:
@@ -172,21 +177,31 @@ class WorkerProcess:
         self._hang_up()
         code = self._process.poll()
         if not self._first_answer.done():
-            self._first_answer.set_result(Failed("worker-lost", f"it ended before it was ready ({_ending(code)})"))
+            self._first_answer.set_result(Failed("worker-lost", f"its worker ended while loading ({_ending(code)})."))
             self.state = WorkerState.STOPPED
             return
         log.warning("the worker %d ended (%s); starting another in %.1f s", self.pid, _ending(code), self._pause_s)
         self.state = WorkerState.STARTING
         self._listener.on_lost()
-        self._loop.call_later(self._pause_s, self._respawn)
+        self._respawn_later()
+
+    def _respawn_later(self) -> None:
+        self._respawning = self._loop.call_later(self._pause_s, self._respawn)
         self._pause_s = min(2 * self._pause_s, LONGEST_PAUSE_S)
 
     def _respawn(self) -> None:
-        self._process.poll()
-        if self.state is WorkerState.STARTING:
+        self._process.kill()  # it has closed its channel; whatever else it does is of no use
+        self._process.wait()
+        try:
             self._spawn()
+        except OSError as error:
+            log.error("no worker can be started (%s); trying again in %.1f s", error, self._pause_s)  # noqa: TRY400
+            self._respawn_later()
 
     def _hang_up(self) -> None:
+        if not self._is_connected:
+            return
+        self._is_connected = False
         self._loop.remove_reader(self._channel.fileno())
         self._channel.close()
         self.arena.close()

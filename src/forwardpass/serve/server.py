@@ -29,6 +29,9 @@ __all__ = ["Server", "serve"]
 UNMEASURED_MAX_BATCH_ROWS = 32
 """For a variant whose batches were never measured; what it learns while serving corrects the predictions."""
 
+SETTLE_S = 0.1
+"""Requests that are on their way when the server is told to stop are still read, and told that they are the last."""
+
 log = logging.getLogger("forwardpass.serve")
 
 
@@ -70,7 +73,11 @@ class Server:
             str(self._bundle.path), self._variant.name, self.num_threads, self._dispatcher.listener
         )
         self._dispatcher.attach(self._worker)
-        await self._start_worker()
+        try:
+            await self._start_worker()
+        except BaseException:
+            await self._worker.stop()
+            raise
         self._application = Application(
             name=self._bundle.name,
             signature=self._bundle.signature,
@@ -84,19 +91,24 @@ class Server:
         try:
             await self._listen()
         except BaseException:
+            self._application.close()
             await self._worker.stop()
             raise
 
     async def stop(self) -> None:
         """Refuse new connections, answer what was accepted within the grace time, and end the worker."""
         self._is_draining = True
-        self._listener.close()
+        self._connections.announce_closing()
         try:
             async with asyncio.timeout(self._settings.grace_s):
+                await asyncio.sleep(SETTLE_S)
+                self._listener.close()
                 await self._connections.close()
         except TimeoutError:
             log.warning("the grace time is over; what is still open is answered with an error")
+            self._listener.close()
             self._dispatcher.close()
+            self._connections.close_all()
         self._application.close()
         await self._worker.stop()
 
@@ -137,7 +149,6 @@ class Server:
     async def _start_worker(self) -> None:
         answer = await self._worker.start()
         if isinstance(answer, Failed):
-            await self._worker.stop()
             raise ModelNotServed(model=self._bundle.name, reason=answer.message)
 
     async def _listen(self) -> None:

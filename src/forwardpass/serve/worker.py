@@ -6,6 +6,7 @@ from a terminal are the front's business.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -49,8 +50,9 @@ def main(arguments: list[str]) -> None:
     except ForwardpassError as error:
         channel.send(encode(Failed(error.slug, str(error))))
         return
-    channel.send(encode(Ready(runtime.name, runtime.version)))
-    _serve(channel, Arena(config.arena), runtime)
+    with contextlib.suppress(ConnectionError):  # the front has hung up
+        channel.send(encode(Ready(runtime.name, runtime.version)))
+        _serve(channel, Arena(config.arena), runtime)
 
 
 def _load(config: WorkerConfig) -> Runtime:
@@ -69,10 +71,7 @@ def _warm_up(runtime: Runtime, bundle: Bundle, variant: BundledVariant) -> None:
 
 def _serve(channel: socket.socket, arena: Arena, runtime: Runtime) -> None:
     while True:
-        try:
-            packet = _receive(channel)
-        except ConnectionError:
-            return
+        packet = _receive(channel)
         if not packet:
             return
         message = decode(packet)

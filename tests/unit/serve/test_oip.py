@@ -118,6 +118,7 @@ MISTAKES: list[tuple[object, str]] = [
      "Input 'pixels' has the impossible shape [1, 1, 1, 1, 1, 1, 1, 1, …]; expected float32[batch, 3]."),
     (tensor(shape=[10**18, 10**18]),
      f"Input 'pixels' has 3 elements for the shape [{10**18}, {10**18}]; expected {10**36} elements."),
+    (tensor(shape=[2**63, 3]), f"Input 'pixels' has the impossible shape [{2**63}, 3]; expected float32[batch, 3]."),
     (tensor(shape=[0, 3], data=[]), "Input 'pixels' is empty along axis 0 (batch); expected at least one element."),
     (tensor(shape=[3]), "Input 'pixels' has shape [3]; expected float32[batch, 3]."),
     (tensor(shape=[3, 1]), "Input 'pixels' has shape [3, 1]; expected float32[batch, 3]."),
