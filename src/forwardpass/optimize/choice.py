@@ -118,7 +118,7 @@ def _reason(
     best: Facts | None, candidates: Sequence[Facts], *, baseline: str, floor: float, target: Target, metric: str
 ) -> str:
     if best is None:
-        reason = f"keep {baseline}: no other variant with {metric} within the limit of {floor:.4g} is measurably better"
+        reason = f"Keep {baseline}: no other variant with {metric} within the limit of {floor:.4g} is measurably better"
     else:
         reason = f"{_compared(best, target)}, with {metric} {best.score:.4g} within the limit of {floor:.4g}"
     winner = best or next(facts for facts in candidates if facts.name == baseline)

@@ -152,7 +152,7 @@ def _same_answer_line(chosen: Candidate) -> CheckLine:
     return CheckLine(
         step="same answer",
         what=f"alone against in a batch, {audit.num_comparisons} comparisons",
-        number=f"{audit.max_difference:.1e}",
+        number=f"{audit.max_difference:.1e}" if audit.max_difference else "0",
         limit="served so that it holds",
         verdict=Verdict.MET,
         note=notes[audit.verdict],

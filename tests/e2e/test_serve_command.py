@@ -1,0 +1,73 @@
+"""`forwardpass serve` as an operator starts and stops it: a bundle with a processor, and a bare ONNX file."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+
+
+@contextmanager
+def served(folder: Path, name: str, temporary: Path) -> Iterator[str]:
+    """Serve until the block ends; then the exit code has to be 0."""
+    command = [sys.executable, "-m", "forwardpass", "serve", name, "--port", "0"]
+    environment = {"TMPDIR": str(temporary), "PATH": "", "PYTHONDONTWRITEBYTECODE": "1"}
+    server = subprocess.Popen(command, cwd=folder, env=environment, stderr=subprocess.PIPE, text=True)
+    assert server.stderr is not None
+    try:
+        lines = []
+        for line in server.stderr:
+            lines.append(line)
+            if " on http://" in line:
+                break
+        assert " on http://" in lines[-1], lines
+        yield lines[-1].rpartition(" on ")[2].strip()
+    finally:
+        server.send_signal(signal.SIGTERM)
+        _, rest = server.communicate(timeout=60)
+    assert server.returncode == 0, rest
+
+
+def ask(url: str, body: object) -> dict[str, object]:
+    answer: dict[str, object] = json.load(urlopen(Request(url, json.dumps(body).encode()), timeout=30))
+    return answer
+
+
+def test_a_processor_answers_people(user_folder: Path, tmp_path: Path) -> None:
+    with served(user_folder, "minilm-bundle", tmp_path) as url:
+        path = f"{url}/v1/models/text/predict"
+        assert ask(path, {"text": "the cat sleeps"}) == {"embeddings": [[48.0, 51.0, 54.0, 57.0]]}
+        several = ask(path, {"text": ["a kitten naps", "the cat sleeps ."]})["embeddings"]
+        assert isinstance(several, list)
+        assert len(several) == 2
+        for body, words in [
+            ({"text": 7}, "'text' must be a string or a non-empty list of strings"),
+            ({"text": []}, "'text' must be a string or a non-empty list of strings"),
+            ({"txet": "hello"}, "unknown field 'txet'; this model takes 'text'"),
+            ([], "the body must be a JSON object"),
+        ]:
+            with pytest.raises(HTTPError) as caught:
+                ask(path, body)
+            assert caught.value.code == 400
+            assert words in json.load(caught.value)["error"]
+
+
+def test_a_bare_onnx_file_is_served_under_its_name_and_leaves_nothing(user_folder: Path, tmp_path: Path) -> None:
+    pixels = np.random.default_rng(8).standard_normal((3, 64)).astype(np.float32)
+    expected = ort.InferenceSession(str(user_folder / "model.onnx")).run(None, {"pixels": pixels})[0]
+    with served(user_folder, "model.onnx", tmp_path) as url:
+        answer = ask(f"{url}/v1/models/model/predict", {"inputs": {"pixels": pixels.tolist()}})
+        outputs = answer["outputs"]
+        assert isinstance(outputs, dict)
+        np.testing.assert_array_equal(np.array(outputs["scores"], np.float32), expected)
+    assert [path for path in tmp_path.iterdir() if path.name.startswith("forwardpass-serve")] == []
