@@ -102,7 +102,7 @@ def _percentile_range(histogram: TensorHistogram) -> Range:
     centres = histogram.centres
     low = centres[int(np.searchsorted(shares, rare))]
     high = centres[min(int(np.searchsorted(shares, 1 - rare)), NUM_BINS - 1)]
-    return _with_zero(float(low), float(high))
+    return _with_zero(max(float(low), histogram.low), min(float(high), histogram.high))
 
 
 def _least_error_range(histogram: TensorHistogram) -> Range:

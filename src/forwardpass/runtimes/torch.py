@@ -150,14 +150,19 @@ def _load_weights(module: nn.Module, weights: str) -> None:
     except (SafetensorError, OSError, ValueError) as error:
         raise InvalidModel(path=weights, reason=f"it is not a readable safetensors file ({error})") from error
     _check_weights(module, state, weights)
-    module.load_state_dict(state)
+    module.load_state_dict(state, strict=False)  # shared tensors are saved once; the rest was checked
 
 
 def _check_weights(module: nn.Module, state: Mapping[str, torch.Tensor], weights: str) -> None:
     """Compare names and shapes before loading, for a sentence instead of a page."""
     expected = module.state_dict()
+    given = {expected[name].data_ptr() for name in set(expected) & set(state)}
     problems = {
-        "it lacks": sorted(set(expected) - set(state)),
+        "it lacks": sorted(
+            name
+            for name in set(expected) - set(state)
+            if expected[name].data_ptr() not in given  # else it is shared
+        ),
         "the module does not have": sorted(set(state) - set(expected)),
         "the shape differs for": sorted(
             name for name in set(expected) & set(state) if expected[name].shape != state[name].shape

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from forwardpass.bundle import check_destination
 from forwardpass.core.measurement import Machine
 from forwardpass.core.protocols import Progress
+from forwardpass.processors import open_processor
 from forwardpass.samples import load_splits
 from forwardpass.wiring.inputs import (
     calls_for,
@@ -195,6 +196,8 @@ def ship_model(
     from forwardpass.ship import ShipRequest, ship
 
     check_destination(Path(out).absolute())
+    if processor:
+        open_processor(processor, Path(processor_folder))
     splits = load_splits(data)
     source = conversion_source(str(model), weights)
     request = ShipRequest(

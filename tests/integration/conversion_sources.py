@@ -1,0 +1,67 @@
+"""PyTorch modules, good and bad, that the tests convert and name as `tests.integration.conversion_sources:…`."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class TwoInputs(nn.Module):
+    """Two inputs, two named outputs, and a layer whose weights are shared under two names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+        self.again = self.layer
+
+    def forward(self, x: Tensor, y: Tensor) -> dict[str, Tensor]:
+        return {"a": self.again(self.layer(x)), "b": (y * 2).sum(dim=1)}
+
+
+class Branching(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        if x.sum() > 0:
+            return x * 2
+        return x * 3
+
+
+class Unsupported(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.linalg.eigvals(x.reshape(-1, 2, 2)).real
+
+
+class FrozenBatch(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.view(2, 4) * 2
+
+
+class Tokens(nn.Module):
+    """Means over a sequence, returned as a tuple."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(20, 4)
+
+    def forward(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        words = self.table(ids)
+        return words.mean(dim=1), words
+
+
+def tokens() -> nn.Module:
+    torch.manual_seed(1)
+    return Tokens()
+
+
+def two_inputs() -> nn.Module:
+    return TwoInputs()
+
+
+def raises() -> nn.Module:
+    raise RuntimeError("no such checkpoint")
+
+
+def no_module() -> int:
+    return 7
+
+
+not_callable = 7

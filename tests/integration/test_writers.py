@@ -1,0 +1,150 @@
+"""Every writer's file loads, answers close to FP32, and is the same each time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from forwardpass.core.samples import SampleGroup, Samples
+from forwardpass.core.tensors import Array
+from forwardpass.core.variants import Format
+from forwardpass.optimize.calibration import CalibrationMethod
+from forwardpass.optimize.probe import int8_saturates
+from forwardpass.optimize.writers import plan_static, write_dynamic, write_fp16_storage, write_graph, write_static
+from forwardpass.predict import relative_error
+from forwardpass.runtimes import RuntimeOptions, open_runtime
+from tests.models import write_mlp
+
+INT8_TOLERANCE = 0.05
+"""Two layers with 8-bit weights and activations: each rounds by up to 1/255 of its range."""
+
+
+def write_cnn(path: Path) -> Path:
+    """Write a convolution, a depthwise one, pooling and a classifier; images `[batch, 3, 8, 8]`."""
+    generator = np.random.default_rng(1)
+
+    def weights(name: str, *shape: int) -> onnx.TensorProto:
+        return numpy_helper.from_array((generator.standard_normal(shape) * 0.3).astype(np.float32), name)
+
+    nodes = [
+        helper.make_node("Conv", ["pixels", "w1", "b1"], ["c1"], name="plain", pads=[1, 1, 1, 1]),
+        helper.make_node("Relu", ["c1"], ["r1"]),
+        helper.make_node("Conv", ["r1", "w2"], ["c2"], name="depthwise", group=16, pads=[1, 1, 1, 1]),
+        helper.make_node("Relu", ["c2"], ["r2"]),
+        helper.make_node("GlobalAveragePool", ["r2"], ["pooled"]),
+        helper.make_node("Flatten", ["pooled"], ["flat"]),
+        helper.make_node("Gemm", ["flat", "w3", "b3"], ["scores"], name="classifier"),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "cnn",
+        [helper.make_tensor_value_info("pixels", TensorProto.FLOAT, ["batch", 3, 8, 8])],
+        [helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["batch", 10])],
+        [
+            weights("w1", 16, 3, 3, 3),
+            weights("b1", 16),
+            weights("w2", 16, 1, 3, 3),
+            weights("w3", 16, 10),
+            weights("b3", 10),
+        ],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), str(path))
+    return path
+
+
+def samples_of(*shape: int) -> Samples:
+    pixels = np.random.default_rng(2).standard_normal((64, *shape)).astype(np.float32)
+    return Samples(groups=(SampleGroup(inputs={"pixels": pixels}),))
+
+
+@pytest.fixture(scope="module")
+def mlp(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_mlp(tmp_path_factory.mktemp("writers") / "mlp.onnx")
+
+
+@pytest.fixture(scope="module")
+def cnn(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_cnn(tmp_path_factory.mktemp("writers") / "cnn.onnx")
+
+
+def scores(path: Path, samples: Samples) -> Array:
+    runtime = open_runtime(Format.ONNX, str(path), options=RuntimeOptions())
+    return runtime.run(samples.groups[0].inputs)["scores"]
+
+
+def static(source: Path, target: Path, samples: Samples, *, reduce_range: bool = False) -> None:
+    plan = plan_static(source, samples)
+    write_static(source, target, plan, method=CalibrationMethod.MINMAX, reduce_range=reduce_range)
+
+
+def static_7_bit(source: Path, target: Path, samples: Samples) -> None:
+    static(source, target, samples, reduce_range=True)
+
+
+WRITERS: dict[str, tuple[Callable[[Path, Path, Samples], object], float]] = {
+    "graph": (lambda source, target, samples: write_graph(source, target), 1e-6),
+    "fp16": (lambda source, target, samples: write_fp16_storage(source, target), 1e-3),
+    "dynamic": (lambda source, target, samples: write_dynamic(source, target, reduce_range=False), INT8_TOLERANCE),
+    "dynamic-7-bit": (lambda source, target, samples: write_dynamic(source, target, reduce_range=True), INT8_TOLERANCE),
+    "static": (static, INT8_TOLERANCE),
+    "static-7-bit": (
+        lambda source, target, samples: static(source, target, samples, reduce_range=True),
+        INT8_TOLERANCE,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WRITERS)
+@pytest.mark.parametrize("model", ["mlp", "cnn"])
+def test_a_variant_answers_close_to_fp32_and_is_written_the_same_again(
+    name: str, model: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    source: Path = request.getfixturevalue(model)
+    samples = samples_of(64) if model == "mlp" else samples_of(3, 8, 8)
+    write, tolerance = WRITERS[name]
+    write(source, tmp_path / "one.onnx", samples)
+    write(source, tmp_path / "two.onnx", samples)
+    assert (tmp_path / "one.onnx").read_bytes() == (tmp_path / "two.onnx").read_bytes()
+    assert relative_error(scores(tmp_path / "one.onnx", samples), scores(source, samples)) < tolerance
+
+
+def initialisers(path: Path) -> dict[str, Array]:
+    return {tensor.name: numpy_helper.to_array(tensor) for tensor in onnx.load(str(path)).graph.initializer}
+
+
+@pytest.mark.parametrize(("reduce_range", "largest"), [(False, 127), (True, 64)])
+def test_quantised_weights_are_within_half_a_scale_of_the_originals(
+    mlp: Path, tmp_path: Path, reduce_range: bool, largest: int
+) -> None:
+    static(mlp, tmp_path / "int8.onnx", samples_of(64), reduce_range=reduce_range)
+    before, after = initialisers(mlp), initialisers(tmp_path / "int8.onnx")
+    quantised, scale = after["w1_quantized"].astype(np.float64), after["w1_scale"]
+    assert after["w1_quantized"].dtype == np.int8
+    assert np.abs(quantised).max() <= largest
+    assert (np.abs(quantised * scale[None, :] - before["w1"]) <= scale[None, :] / 2 + 1e-7).all()
+
+
+def test_a_depthwise_convolution_stays_in_float(cnn: Path, tmp_path: Path) -> None:
+    assert "depthwise" not in plan_static(cnn, samples_of(3, 8, 8)).nodes
+    static(cnn, tmp_path / "int8.onnx", samples_of(3, 8, 8))
+    assert initialisers(tmp_path / "int8.onnx")["w2"].dtype == np.float32
+
+
+def test_weights_beyond_the_range_of_float16_stay_as_they_are(tmp_path: Path) -> None:
+    model = onnx.load(str(write_mlp(tmp_path / "mlp.onnx")))
+    large = numpy_helper.to_array(model.graph.initializer[0]).copy()
+    large[0, 0] = 1e6
+    model.graph.initializer[0].CopyFrom(numpy_helper.from_array(large, "w1"))
+    onnx.save(model, str(tmp_path / "large.onnx"))
+    assert write_fp16_storage(tmp_path / "large.onnx", tmp_path / "fp16.onnx") == 1
+    kept = initialisers(tmp_path / "fp16.onnx")
+    assert (kept["w1"].dtype.name, kept["w2.fp16"].dtype.name) == ("float32", "float16")
+
+
+def test_the_probe_gives_an_answer_for_this_processor() -> None:
+    assert int8_saturates() in (True, False)

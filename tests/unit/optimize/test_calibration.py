@@ -1,0 +1,62 @@
+"""Ranges found in a stream are those of the whole data, however it is cut."""
+
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from forwardpass.core.tensors import Array
+from forwardpass.optimize.calibration import (
+    NUM_BINS,
+    PERCENTILE,
+    CalibrationMethod,
+    Range,
+    TensorHistogram,
+    calibrate,
+    choose_range,
+)
+
+VALUES = hnp.arrays(np.float32, st.integers(1, 400), elements=st.floats(-100, 100, width=32))
+
+
+def histogram(values: Array, cuts: list[int]) -> TensorHistogram:
+    parts = [part for part in np.split(values, sorted(cut % len(values) for cut in cuts)) if len(part)]
+    return calibrate(lambda: ({"x": part} for part in parts))["x"]
+
+
+@given(VALUES, st.lists(st.integers(0, 1000), max_size=5))
+def test_cutting_the_data_differently_changes_nothing(values: Array, cuts: list[int]) -> None:
+    whole, cut = histogram(values, []), histogram(values, cuts)
+    assert (whole.low, whole.high) == (cut.low, cut.high) == (values.min(), values.max())
+    assert whole.counts is not None
+    np.testing.assert_array_equal(whole.counts, cut.counts)
+    assert whole.counts.sum() == len(values)
+
+
+@given(VALUES)
+def test_minmax_is_exact_and_every_range_holds_zero_inside_it(values: Array) -> None:
+    found = histogram(values, [])
+    full = choose_range(found, CalibrationMethod.MINMAX)
+    assert full == Range(low=min(float(values.min()), 0.0), high=max(float(values.max()), 0.0))
+    for method in CalibrationMethod:
+        chosen = choose_range(found, method)
+        assert full.low <= chosen.low <= 0.0 <= chosen.high <= full.high
+
+
+def test_the_percentile_is_that_of_the_values_up_to_one_bin() -> None:
+    values = np.random.default_rng(4).standard_normal(200_000).astype(np.float32)
+    chosen = choose_range(histogram(values, [5, 77, 90_000]), CalibrationMethod.PERCENTILE)
+    rare = (100 - PERCENTILE) / 2
+    width = (values.max() - values.min()) / NUM_BINS
+    assert abs(chosen.low - np.percentile(values, rare)) <= width
+    assert abs(chosen.high - np.percentile(values, 100 - rare)) <= width
+
+
+def test_one_outlier_does_not_make_the_scale_coarse_for_all_others() -> None:
+    values = np.append(np.random.default_rng(4).standard_normal(50_000), 1000.0).astype(np.float32)
+    found = histogram(values, [])
+    assert choose_range(found, CalibrationMethod.MINMAX).high == 1000.0
+    assert choose_range(found, CalibrationMethod.PERCENTILE).high < 10
+    assert choose_range(found, CalibrationMethod.MSE).high < 1000.0
