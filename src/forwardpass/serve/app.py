@@ -158,7 +158,7 @@ class Application:
             else:
                 exchange.respond(Response(status=200, body=self._writer.write(result, call)))
 
-        self._submit(exchange, call.tensors, call.timeout_s, answer)
+        self._submit(exchange, call.tensors, call.num_rows, answer, call.timeout_s)
 
     def _predict(self, exchange: Exchange) -> None:
         fields = _decode_object(exchange.body)
@@ -175,8 +175,8 @@ class Application:
         self._num_processing -= 1
         try:
             tensors = prepared.result()
-            self._signature.validate(tensors)
-            self._submit(exchange, tensors, None, partial(self._decode_later, exchange))
+            num_rows = self._signature.validate(tensors)
+            self._submit(exchange, tensors, num_rows, partial(self._decode_later, exchange))
         except asyncio.CancelledError:
             exchange.respond(_error_response(NotReady(reason="it is stopping")))
         except RequestError as error:
@@ -198,7 +198,7 @@ class Application:
     def _predict_tensors(self, exchange: Exchange, body: bytes) -> None:
         """Answer `{"inputs": {name: nested list}}` for a model without a processor."""
         tensors = _decode_inputs(body, self._signature)
-        self._signature.validate(tensors)
+        num_rows = self._signature.validate(tensors)
 
         def answer(result: dict[str, Array] | RequestError) -> None:
             if isinstance(result, RequestError):
@@ -206,22 +206,23 @@ class Application:
             else:
                 exchange.respond(_json({"outputs": {name: array.tolist() for name, array in result.items()}}))
 
-        self._submit(exchange, tensors, None, answer)
+        self._submit(exchange, tensors, num_rows, answer)
 
     def _submit(
         self,
         exchange: Exchange,
         tensors: dict[str, Array],
-        timeout_s: float | None,
+        num_rows: int,
         answer: Callable[[dict[str, Array] | RequestError], None],
+        timeout_s: float | None = None,
     ) -> None:
         if exchange.is_abandoned:
             return
-        wished = [value for value in (timeout_s, _header_timeout(exchange)) if value is not None]
-        timeout = min(wished, default=self._timeout_s)
-        is_batchable = self._signature.is_batchable
+        timeout = self._timeout_s if timeout_s is None else timeout_s
+        if (header_s := _header_timeout(exchange)) is not None:
+            timeout = header_s if timeout_s is None else min(header_s, timeout_s)
         request = Request(
-            num_rows=len(next(iter(tensors.values()))) if is_batchable else 1,
+            num_rows=num_rows,
             shape_key=self._signature.shape_key(tensors),
             deadline_s=self._loop.time() + timeout,
             tensors=tensors,

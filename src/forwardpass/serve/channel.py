@@ -11,6 +11,8 @@ import mmap
 import os
 import socket
 from collections.abc import Iterable
+from functools import cache
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -90,6 +92,12 @@ encode = msgspec.msgpack.Encoder().encode
 decode = msgspec.msgpack.Decoder(Message).decode
 
 
+@cache
+def _dtype_code(dtype: np.dtype[Any]) -> str:
+    """Return what numpy makes the dtype from again; it takes a microsecond to put together."""
+    return dtype.str
+
+
 def socket_pair() -> tuple[socket.socket, socket.socket]:
     """Return the two ends of a channel."""
     return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -125,9 +133,9 @@ class Arena:
         for name, parts in tensors:
             first = parts[0]
             shape = first.shape if len(parts) == 1 else (sum(map(len, parts)), *first.shape[1:])
-            placed = Placed(name, first.dtype.str, shape, offset)
+            placed = Placed(name, _dtype_code(first.dtype), shape, offset)
             planned.append((placed, parts))
-            size = sum(part.nbytes for part in parts)
+            size = first.nbytes if len(parts) == 1 else sum(part.nbytes for part in parts)
             offset += -(-size // ALIGNMENT) * ALIGNMENT
         self._reserve(offset)
         for placed, parts in planned:

@@ -67,6 +67,7 @@ class InferCall(msgspec.Struct, frozen=True, kw_only=True):
     """A decoded request. `timeout_s` is the client's own deadline; `outputs` names those it wants, empty for all."""
 
     tensors: dict[str, Array]
+    num_rows: int
     id: str | None
     timeout_s: float | None
     outputs: tuple[str, ...]
@@ -107,9 +108,9 @@ def decode_infer(body: bytes, signature: Signature) -> InferCall:
         if given.name in tensors:
             raise TensorMismatch(tensor=given.name, reason="is given twice", expected="each input once")
         tensors[given.name] = _decode_input(given, specs.get(given.name))
-    signature.validate(tensors)
     return InferCall(
         tensors=tensors,
+        num_rows=signature.validate(tensors),
         id=request.id,
         timeout_s=_timeout(request.parameters),
         outputs=_wanted(request.outputs, signature),
@@ -146,16 +147,15 @@ def decode_tensor(data: msgspec.Raw | bytes, shape: tuple[int, ...], spec: Tenso
     Raises:
         TensorMismatch: the number, kind or range of the elements does not fit.
     """
-    listed = _listed(shape)
-    if len(shape) > MAX_RANK or not all(0 <= size <= MAX_SIZE for size in shape):
-        raise TensorMismatch(tensor=spec.name, reason=f"has the impossible shape {listed}", expected=str(spec))
+    if len(shape) > MAX_RANK or min(shape, default=0) < 0 or max(shape, default=0) > MAX_SIZE:
+        raise TensorMismatch(tensor=spec.name, reason=f"has the impossible shape {_listed(shape)}", expected=str(spec))
     decoders = _DECODERS[_KINDS[spec.dtype]]
     values = _decode_list(data, decoders, len(shape), spec)
     flat = not values or not isinstance(values[0], list)
     if flat and len(values) != math.prod(shape):
         raise TensorMismatch(
             tensor=spec.name,
-            reason=f"has {len(values)} elements for the shape {listed}",
+            reason=f"has {len(values)} elements for the shape {_listed(shape)}",
             expected=f"{math.prod(shape)} elements",
         )
     try:
@@ -165,11 +165,11 @@ def decode_tensor(data: msgspec.Raw | bytes, shape: tuple[int, ...], spec: Tenso
         reason = f"has a value beyond {_NAMES[spec.dtype]}, or rows of different lengths"
         raise TensorMismatch(tensor=spec.name, reason=reason, expected=str(spec)) from error
     if not flat and array.shape != shape:
-        found = list(array.shape)
+        found, listed = list(array.shape), _listed(shape)
         raise TensorMismatch(
             tensor=spec.name, reason=f"is nested as {found} but has the shape {listed}", expected=listed
         )
-    if array.dtype.kind == "f" and not np.isfinite(array).all():
+    if decoders is _DECODERS["f"] and not np.logical_and.reduce(np.isfinite(array), axis=None):
         raise TensorMismatch(tensor=spec.name, reason=f"has a value beyond {_NAMES[spec.dtype]}", expected=str(spec))
     return array.reshape(shape)
 

@@ -57,7 +57,9 @@ def test_requests_survive_flat_and_nested(array: Array, is_flat: bool) -> None:
 
 @given(array=arrays())
 def test_responses_read_back_the_same(array: Array) -> None:
-    written = ResponseWriter("m", "1").write({"x": array}, InferCall(tensors={}, id="7", timeout_s=None, outputs=()))
+    written = ResponseWriter("m", "1").write(
+        {"x": array}, InferCall(tensors={}, num_rows=1, id="7", timeout_s=None, outputs=())
+    )
     document = json.loads(written)
     tensor = document["outputs"][0]
     assert (document["model_name"], document["model_version"], document["id"]) == ("m", "1", "7")
@@ -67,7 +69,7 @@ def test_responses_read_back_the_same(array: Array) -> None:
 
 def test_values_that_are_not_finite_are_written_as_null_and_float32_in_its_own_shortest_digits() -> None:
     values = np.array([np.nan, np.inf, 0.1], np.float32)
-    call = InferCall(tensors={}, id=None, timeout_s=None, outputs=("x",))
+    call = InferCall(tensors={}, num_rows=1, id=None, timeout_s=None, outputs=("x",))
     document = json.loads(ResponseWriter("m", "1").write({"x": values, "y": values}, call))
     assert [tensor["name"] for tensor in document["outputs"]] == ["x"]
     assert document["outputs"][0]["data"][:2] == [None, None]
@@ -89,7 +91,7 @@ def test_wishes_are_read() -> None:
         }
     ).encode()
     call = decode_infer(body, SIGNATURE)
-    assert (call.id, call.timeout_s, call.outputs) == ("a", 2.0, ("scores",))
+    assert (call.id, call.num_rows, call.timeout_s, call.outputs) == ("a", 1, 2.0, ("scores",))
 
 
 def tensor(**changes: object) -> dict[str, object]:
