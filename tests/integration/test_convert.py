@@ -92,6 +92,9 @@ def test_what_cannot_be_converted_is_named_and_leaves_nothing(
 def test_samples_have_to_be_named_after_the_arguments(tmp_path: Path) -> None:
     with pytest.raises(InvalidSamples, match=r"they have an array 'x', but forward\(\) takes ids"):
         convert_to_onnx(sources.tokens(), FOUR, out=tmp_path / "m.onnx", progress=silent)
+    wide = samples(ids=np.ones((4, 3), np.float64))
+    with pytest.raises(InvalidSamples, match=r"forward\(\) raised RuntimeError for ids float64\[2, 3\]"):
+        convert_to_onnx(sources.tokens(), wide, out=tmp_path / "m.onnx", progress=silent)
     with pytest.raises(InvalidSamples, match="cannot be traced without inputs"):
         convert_to_onnx(sources.tokens(), None, out=tmp_path / "m.onnx", progress=silent)
 

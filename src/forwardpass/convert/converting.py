@@ -25,6 +25,7 @@ from forwardpass.errors import (
     ConversionError,
     DataDependentControlFlow,
     ExportFailed,
+    InvalidModel,
     InvalidSamples,
     StorageFailed,
     UnsupportedOperator,
@@ -192,7 +193,22 @@ def _fitting_samples(runtime: TorchRuntime, samples: Samples | None, name: str) 
             reason=f"they have an array '{unknown[0]}', but forward() takes {', '.join(arguments)}",
             hint="Name the arrays after the arguments of forward(); 'labels' is set apart.",
         )
+    _check_runs(runtime, _example(samples), name)
     return samples
+
+
+def _check_runs(runtime: TorchRuntime, example: dict[str, Array], name: str) -> None:
+    """Run two samples through the source: what fails here is about the samples, not about the conversion."""
+    try:
+        runtime.run(example)
+    except InvalidModel:
+        raise
+    except Exception as error:  # whatever the user's forward() raises
+        given = ", ".join(f"{tensor} {array.dtype}{list(array.shape)}" for tensor, array in example.items())
+        first = next((line for line in str(error).splitlines() if line.strip()), "no message")
+        reason = f"forward() raised {type(error).__name__} for {given}: {first[:200]}"
+        hint = "Give the arrays the dtypes and shapes that forward() expects."
+        raise InvalidSamples(origin=name, reason=reason, hint=hint) from error
 
 
 def _example(samples: Samples) -> dict[str, Array]:

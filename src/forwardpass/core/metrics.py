@@ -120,7 +120,10 @@ def user_metric(name: str, function: Callable[[Tensors, Array | None], Array], *
     """
 
     def items(prediction: Prediction) -> Items:
-        array = np.asarray(function(prediction.outputs, prediction.labels), dtype=np.float64)
+        try:
+            array = np.asarray(function(prediction.outputs, prediction.labels), dtype=np.float64)
+        except Exception as error:  # whatever the user's function raises
+            raise InvalidMetric(metric=name, reason=f"it raised {type(error).__name__}: {error}") from error
         if array.shape not in ((len(prediction),), (len(prediction), 2)):
             raise InvalidMetric(
                 metric=name,

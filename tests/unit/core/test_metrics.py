@@ -86,3 +86,12 @@ def test_a_users_metric_of_the_wrong_shape_is_an_error() -> None:
     metric = user_metric("mine", lambda outputs, labels: np.zeros(7), higher_is_better=True)
     with pytest.raises(InvalidMetric, match=r"it returned shape \[7\] for 2 samples"):
         score(metric, [prediction(np.array([1, 2]))])
+
+
+def test_a_users_metric_that_raises_is_an_error_of_one_sentence() -> None:
+    def broken(outputs: Tensors, labels: Array | None) -> Array:
+        return outputs["no such output"]
+
+    with pytest.raises(InvalidMetric) as caught:
+        score(user_metric("mine", broken, higher_is_better=True), [prediction(np.array([1]))])
+    assert str(caught.value) == "Cannot score with the metric 'mine': it raised KeyError: 'no such output'."
