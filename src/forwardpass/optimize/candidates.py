@@ -24,7 +24,7 @@ from forwardpass.optimize.writers import (
 from forwardpass.predict import relative_error
 from forwardpass.runtimes import RuntimeOptions, open_runtime
 
-__all__ = ["NOT_TRIED", "Blueprint", "Workshop", "blueprints"]
+__all__ = ["FOLDED", "NOT_TRIED", "Blueprint", "Workshop", "blueprints", "build"]
 
 NOT_TRIED = (
     NotTried(
@@ -48,6 +48,9 @@ NOT_TRIED = (
         reason="no CPU runtime skips them: 99 % zeros run as fast as none",
     ),
 )
+
+FOLDED = "folded.onnx"
+"""The baseline with constants folded: what quantisation starts from, removed when all variants are made."""
 
 NUM_TRIAL_SAMPLES = 48
 """Enough to tell calibration methods apart, whose errors differ by tens of percent."""
@@ -107,7 +110,7 @@ def _make_fp16_storage(workshop: Workshop, target: Path) -> Step:
 
 
 def _make_dynamic(workshop: Workshop, target: Path) -> Step:
-    write_dynamic(_simplified(workshop), target, reduce_range=workshop.reduce_range)
+    write_dynamic(_folded(workshop), target, reduce_range=workshop.reduce_range)
     return Step(
         operation="quantise-dynamic",
         parameters=(("weights", "s8 per channel"), ("reduce_range", workshop.reduce_range)),
@@ -116,7 +119,7 @@ def _make_dynamic(workshop: Workshop, target: Path) -> Step:
 
 def _make_static(workshop: Workshop, target: Path) -> Step:
     """Calibrate once, write with every method, and keep the file whose answers are nearest to the baseline's."""
-    source = _simplified(workshop)
+    source = _folded(workshop)
     plan = plan_static(source, workshop.calibration)
     errors = {method: _trial(workshop, source, plan, method, target) for method in CalibrationMethod}
     best = min(errors, key=lambda method: errors[method])
@@ -149,11 +152,11 @@ def _answers(location: str, samples: Samples) -> list[Array]:
     return [next(iter(runtime.run(group.inputs).values())) for group in samples.batches(1)]
 
 
-def _simplified(workshop: Workshop) -> Path:
+def _folded(workshop: Workshop) -> Path:
     """Return the baseline with constants folded and shapes known, which the quantiser needs."""
     from forwardpass.runtimes.onnx import save_optimised
 
-    path = workshop.folder / "simplified.onnx"
+    path = workshop.folder / FOLDED
     if not path.is_file():
         save_optimised(Path(workshop.baseline.location), path, level="basic")
     return path

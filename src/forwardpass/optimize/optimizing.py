@@ -16,7 +16,7 @@ from forwardpass.core.samples import Samples, SampleSplits
 from forwardpass.core.statistics import measure_ratio
 from forwardpass.core.variants import Format, Variant
 from forwardpass.errors import ForwardpassError, MissingExtra, StorageFailed
-from forwardpass.optimize.candidates import NOT_TRIED, Blueprint, Workshop, blueprints, build
+from forwardpass.optimize.candidates import FOLDED, NOT_TRIED, Blueprint, Workshop, blueprints, build
 from forwardpass.optimize.choice import Choice, Facts, choose
 from forwardpass.optimize.evaluation import Answers, answer, score_answers, score_error
 from forwardpass.optimize.probe import int8_saturates
@@ -103,6 +103,7 @@ def _make_all(baseline: Variant, calibration: Samples, workdir: Path, progress: 
             raise StorageFailed(path=str(workdir), reason=error.strerror or str(error)) from error
         except Exception as error:  # the writers are other people's code, and one failure must not end the search
             entries.append(_failed(blueprint, _sentence(error)))
+    (workdir / FOLDED).unlink(missing_ok=True)
     return entries
 
 
