@@ -47,7 +47,6 @@ class Dispatcher:
     ) -> None:
         self._model = model
         self._input_names = [spec.name for spec in signature.inputs]
-        self._is_batchable = signature.is_batchable
         self._queue = queue
         self._latency = latency
         self._hang_s = hang_s
@@ -123,7 +122,9 @@ class Dispatcher:
         self._num_rows = sum(request.num_rows for request in batch)
         self._expected_s = self._latency.predict_s(self._num_rows)
         self._hang_due_s = self._started_s + max(self._hang_s, HANG_FACTOR * self._expected_s)
-        if self._hang_alarm is None:
+        if self._hang_alarm is None or self._hang_due_s < self._hang_alarm.when():
+            if self._hang_alarm is not None:
+                self._hang_alarm.cancel()
             self._hang_alarm = self._loop.call_at(self._hang_due_s, self._check_hang)
         self._worker.run(placed)
 
