@@ -1,5 +1,5 @@
 # One line each; CI runs the same ones. `make demo` and `make test` set up .venv themselves.
-.PHONY: setup fix check test test-all bench docs demo clean
+.PHONY: setup fix check test test-slow bench docs demo clean
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
@@ -22,8 +22,8 @@ check: setup
 test: setup
 	$(BIN)/pytest -m 'not slow'
 
-test-all: setup
-	$(BIN)/pytest
+test-slow: setup
+	$(BIN)/pytest -m slow
 
 bench: setup
 	for file in benchmarks/bench_*.py; do $(BIN)/python $$file || exit 1; done

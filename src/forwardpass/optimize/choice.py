@@ -31,6 +31,8 @@ class Facts:
     size_bytes: float
     can_be_served: bool = True
     """False for a source that is no file of its own."""
+    shares_batches: bool = True
+    """False if rows of a batch change each other's answers, so that requests are served one at a time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,11 +62,17 @@ def choose(
     target: Target,
     metric: str,
 ) -> Choice:
-    """Choose the candidate with the greatest sure gain among those above the floor; without one, keep the baseline."""
+    """Choose the candidate with the greatest sure gain among those above the floor; without one, keep the baseline.
+
+    Gains that differ by less than the noise count as equal: then a variant whose requests may share a batch wins, and
+    after that the better score.
+    """
     sign = 1.0 if higher_is_better else -1.0
     above = [facts for facts in candidates if sign * facts.score >= sign * floor_score]
     better = [facts for facts in above if facts.can_be_served and facts.name != baseline and _is_sure(facts)]
-    best = max(better, key=lambda facts: facts.gain.value, default=None)
+    greatest = max((facts.gain.value for facts in better), default=0.0)
+    equals = [facts for facts in better if facts.gain.value * MIN_GAIN >= greatest]
+    best = max(equals, key=lambda facts: (facts.shares_batches, sign * facts.score, facts.gain.value), default=None)
     chosen = best.name if best else baseline
     judgements = []
     for facts in candidates:

@@ -14,7 +14,7 @@ from forwardpass.core.metrics import Metric, Scores
 from forwardpass.core.protocols import Progress
 from forwardpass.core.samples import Samples, SampleSplits
 from forwardpass.core.statistics import measure_ratio
-from forwardpass.core.variants import Format, Variant
+from forwardpass.core.variants import BatchInvariance, Format, Variant
 from forwardpass.errors import ForwardpassError, MissingExtra, StorageFailed
 from forwardpass.optimize.candidates import FOLDED, NOT_TRIED, Blueprint, Workshop, blueprints, build
 from forwardpass.optimize.choice import Choice, Facts, choose
@@ -171,6 +171,7 @@ def _facts(entry: _Entry, baseline: _Entry, target: Target) -> Facts:
         latency_s=entry.profile.best_latency.p50_s.value,
         size_bytes=float(entry.profile.file_bytes or 0),
         can_be_served=entry.variant.format is Format.ONNX,
+        shares_batches=entry.profile.invariance.verdict is not BatchInvariance.INTERFERENCE,
     )
 
 

@@ -29,6 +29,7 @@ def some_facts(draw: st.DrawFn, *, name: str) -> Facts:
         latency_s=draw(st.floats(1e-4, 1.0)),
         size_bytes=draw(st.floats(1e3, 1e9)),
         can_be_served=draw(st.booleans()),
+        shares_batches=draw(st.booleans()),
     )
 
 
@@ -56,7 +57,7 @@ def test_what_is_chosen_is_above_the_floor_and_surely_better_or_the_baseline(can
     assert winner is BASE or winner.gain.interval.low > MIN_GAIN
     sure = [f for f in candidates if f.score >= FLOOR and f.can_be_served and f.gain.interval.low > MIN_GAIN]
     assert (winner is BASE) == (not sure)
-    assert all(winner.gain.value >= facts.gain.value for facts in sure)
+    assert all(winner.gain.value * MIN_GAIN >= facts.gain.value for facts in sure)
 
 
 @given(CANDIDATES)
@@ -73,6 +74,17 @@ def test_every_candidate_is_judged_once_with_a_reason(candidates: tuple[Facts, .
 def test_a_candidate_that_cannot_win_changes_nothing(candidates: tuple[Facts, ...], useless: Facts) -> None:
     assert decide((*candidates, replace(useless, score=0.1))).chosen == decide(candidates).chosen
     assert decide((*candidates, replace(useless, gain=gain(0.5, 0.9, 1.5)))).chosen == decide(candidates).chosen
+
+
+def test_among_gains_that_noise_cannot_tell_apart_the_one_that_may_share_batches_wins() -> None:
+    alone = Facts(
+        name="alone", gain=gain(1.6, 1.8, 2.0), score=0.99, latency_s=0.005, size_bytes=1e5, shares_batches=False
+    )
+    together = Facts(name="together", gain=gain(1.5, 1.7, 1.9), score=0.95, latency_s=0.0055, size_bytes=1e5)
+    exact = replace(together, name="exact", score=0.98)
+    assert decide((alone, together)).chosen == "together"
+    assert decide((alone, together, exact)).chosen == "exact"
+    assert decide((replace(alone, gain=gain(2.5, 2.6, 2.7)), together)).chosen == "alone"
 
 
 def test_an_error_is_better_when_it_is_lower() -> None:
