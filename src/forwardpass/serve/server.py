@@ -173,12 +173,12 @@ def serve(bundle: Bundle, settings: ServeSettings, *, on_ready: Callable[[Server
         ModelNotServed: the variant cannot be loaded, or answers differently on this machine.
         AddressInUse: the port is taken.
     """
-    with contextlib.suppress(ImportError):
+    try:
         import uvloop
-
+    except ImportError:  # there is none for some systems
+        asyncio.run(_serve(bundle, settings, on_ready))
+    else:
         uvloop.run(_serve(bundle, settings, on_ready))
-        return
-    asyncio.run(_serve(bundle, settings, on_ready))
 
 
 async def _serve(bundle: Bundle, settings: ServeSettings, on_ready: Callable[[Server], None] | None) -> None:
