@@ -11,8 +11,10 @@ import numpy as np
 from forwardpass.bundle import Bundle, open_bundle
 from forwardpass.core.protocols import Processor, Runtime
 from forwardpass.core.tensors import Array, Signature, Tensors
+from forwardpass.core.variants import BatchInvariance
 from forwardpass.errors import MalformedRequest, TensorMismatch
 from forwardpass.predict.golden import GoldenCheck, check_golden
+from forwardpass.predict.rows import RowByRow
 from forwardpass.processors import open_processor
 from forwardpass.runtimes import RuntimeOptions, open_runtime
 
@@ -22,6 +24,8 @@ __all__ = ["Predictor", "open_variant", "verify_variant"]
 def open_variant(bundle: Bundle, name: str | None = None, *, options: RuntimeOptions) -> Runtime:
     """Load a variant of a bundle and check it against its golden answers.
 
+    A variant whose rows change each other's answers runs them one at a time.
+
     Raises:
         InvalidOption: there is no variant of this name.
         GoldenMismatch: it answers differently on this machine.
@@ -30,7 +34,7 @@ def open_variant(bundle: Bundle, name: str | None = None, *, options: RuntimeOpt
     runtime = open_runtime(variant.format, str(bundle.locate(variant.path)), options=options)
     calls = bundle.golden_calls(variant)
     check_golden(runtime, calls, variant=variant.name, tolerance=variant.golden.tolerance)
-    return runtime
+    return RowByRow(runtime) if variant.invariance is BatchInvariance.INTERFERENCE else runtime
 
 
 def verify_variant(bundle: Bundle, name: str | None = None) -> GoldenCheck:

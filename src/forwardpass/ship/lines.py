@@ -146,7 +146,7 @@ def _same_answer_line(chosen: Candidate) -> CheckLine:
     notes = {
         BatchInvariance.BITWISE: "to the last bit, whatever else is in the batch",
         BatchInvariance.TOLERANCE: "up to rounding, whatever else is in the batch",
-        BatchInvariance.INTERFERENCE: "requests would change each other's answers: served one at a time",
+        BatchInvariance.INTERFERENCE: "rows would change each other's answers: served one at a time",
         BatchInvariance.NOT_BATCHABLE: "served one request at a time",
     }
     return CheckLine(
