@@ -119,6 +119,44 @@ def write_embedding(path: Path, *, num_words: int = 12, size: int = 4) -> Path:
     return path
 
 
+def write_counter(path: Path) -> Path:
+    """Write `steps [batch, 1] -> counted [batch, 1]`: it counts to each number, one step after another."""
+    body = helper.make_graph(
+        [
+            helper.make_node("Identity", ["going_on"], ["go_on"]),
+            helper.make_node("Less", ["step", "steps"], ["is_below"]),
+            helper.make_node("Cast", ["is_below"], ["one"], to=TensorProto.FLOAT),
+            helper.make_node("Add", ["before", "one"], ["after"]),
+        ],
+        "count",
+        [
+            helper.make_tensor_value_info("step", TensorProto.INT64, []),
+            helper.make_tensor_value_info("going_on", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("before", TensorProto.FLOAT, ["batch", 1]),
+        ],
+        [
+            helper.make_tensor_value_info("go_on", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("after", TensorProto.FLOAT, ["batch", 1]),
+        ],
+    )
+    nodes = [
+        helper.make_node("ReduceMax", ["steps"], ["most"], keepdims=0),
+        helper.make_node("Cast", ["steps"], ["numbers"], to=TensorProto.FLOAT),
+        helper.make_node("Sub", ["numbers", "numbers"], ["zeros"]),
+        helper.make_node("Loop", ["most", "", "zeros"], ["counted"], body=body),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "counter",
+        [helper.make_tensor_value_info("steps", TensorProto.INT64, ["batch", 1])],
+        [helper.make_tensor_value_info("counted", TensorProto.FLOAT, ["batch", 1])],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    onnx.checker.check_model(model)
+    onnx.save(model, str(path))
+    return path
+
+
 def write_text_bundle(folder: Path) -> Path:
     """Write a bundle with a tokenizer of a few words in front of the embedding model."""
     words = ["[PAD]", "[UNK]", "the", "a", "cat", "kitten", "sleeps", "naps", "."]

@@ -13,6 +13,8 @@ HTTP status codes are not here: the command line and the server map the branches
     │   ├── InvalidMetric
     │   ├── UntrustedPickle
     │   ├── UnknownProcessor
+    │   ├── InvalidConfig
+    │   ├── InvalidKeyFile
     │   └── InvalidModel
     ├── BundleError              a bundle that cannot be trusted or understood
     │   ├── BundleNotFound
@@ -41,7 +43,10 @@ HTTP status codes are not here: the command line and the server map the branches
         ├── Overloaded
         ├── DeadlineExceeded
         ├── NotReady
-        └── WorkerLost
+        ├── RequestQuarantined
+        ├── Unauthorized
+        ├── Forbidden
+        └── RateLimited
 """
 
 from __future__ import annotations
@@ -61,9 +66,12 @@ __all__ = [
     "DeadlineExceeded",
     "EnvironmentProblem",
     "ExportFailed",
+    "Forbidden",
     "ForwardpassError",
     "GoldenMismatch",
     "InputRejected",
+    "InvalidConfig",
+    "InvalidKeyFile",
     "InvalidMetric",
     "InvalidModel",
     "InvalidOption",
@@ -76,10 +84,13 @@ __all__ = [
     "NotReady",
     "Overloaded",
     "ParityFailed",
+    "RateLimited",
     "RequestError",
+    "RequestQuarantined",
     "SourceNotFound",
     "StorageFailed",
     "TensorMismatch",
+    "Unauthorized",
     "UnknownProcessor",
     "UnsafePath",
     "UnsupportedOperator",
@@ -87,7 +98,6 @@ __all__ = [
     "UntrustedPickle",
     "UsageError",
     "WorkInProgress",
-    "WorkerLost",
 ]
 
 
@@ -138,6 +148,29 @@ class InvalidOption(UsageError, ValueError):
         self.value = value
         self.expected = expected
         super().__init__(f"Invalid value '{value}' for {option}: expected {expected}.")
+
+
+class InvalidConfig(UsageError, ValueError):
+    """A configuration file with mistakes, all of them named."""
+
+    slug = "invalid-config"
+
+    def __init__(self, *, path: str, mistakes: Sequence[str]) -> None:
+        self.path = path
+        self.mistakes = tuple(mistakes)
+        listed = "".join(f"\n  - {mistake}" for mistake in mistakes)
+        super().__init__(f"The configuration '{path}' cannot be used:{listed}")
+
+
+class InvalidKeyFile(UsageError, ValueError):
+    """A file of API keys that cannot be read."""
+
+    slug = "invalid-key-file"
+
+    def __init__(self, *, path: str, reason: str) -> None:
+        self.path = path
+        self.reason = reason
+        super().__init__(f"Cannot use '{path}' as a file of API keys: {reason}. 'forwardpass keys add' makes one.")
 
 
 class InvalidSamples(UsageError, ValueError):
@@ -525,14 +558,49 @@ class NotReady(RequestError):
         super().__init__(f"The server is not ready: {reason}.")
 
 
-class WorkerLost(RequestError):
-    """The worker process ended while it held the request."""
+class RequestQuarantined(RequestError):
+    """The request ended the worker process twice; the same tensors are not run again for a while."""
 
-    slug = "worker-lost"
+    slug = "request-quarantined"
 
-    def __init__(self, *, model: str) -> None:
-        self.model = model
-        super().__init__(f"The worker process of the model '{model}' ended before it answered. Send the request again.")
+    def __init__(self, *, seconds: float) -> None:
+        self.seconds = seconds
+        super().__init__(
+            f"This request has ended the model's worker process twice. It is not run again for {seconds:.0f} s."
+        )
+
+
+class Unauthorized(RequestError):
+    """The request carries no API key, or one that is not valid."""
+
+    slug = "unauthorized"
+
+    def __init__(self, *, reason: str) -> None:
+        self.reason = reason
+        super().__init__(f"This needs a valid API key: {reason}. Send it as 'Authorization: Bearer KEY'.")
+
+
+class Forbidden(RequestError):
+    """The API key does not allow this."""
+
+    slug = "forbidden"
+
+    def __init__(self, *, reason: str) -> None:
+        self.reason = reason
+        super().__init__(f"This is not allowed: {reason}.")
+
+
+class RateLimited(RequestError):
+    """The API key has used up its requests for now."""
+
+    slug = "rate-limited"
+
+    def __init__(self, *, retry_after_s: float, requests_per_s: float) -> None:
+        self.retry_after_s = retry_after_s
+        self.requests_per_s = requests_per_s
+        super().__init__(
+            f"This API key may send {requests_per_s:g} requests per second. Try again in {retry_after_s:.3g} s."
+        )
 
 
 def _sentence(statement: str, hint: str) -> str:

@@ -12,15 +12,15 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from forwardpass.bundle import open_bundle
+from forwardpass.bundle import read_name
 from forwardpass.core.tensors import Array
-from forwardpass.serve import Server, ServeSettings
+from forwardpass.serve import ModelConfig, ModelSettings, Server, ServeSettings
 
 PATIENCE_S = 60.0
 
@@ -53,7 +53,7 @@ class RunningServer:
     @contextmanager
     def frozen_worker(self) -> Iterator[None]:
         """Let nothing finish inside the block: what is sent waits."""
-        pid = self.server.worker_pid
+        pid = self.server.worker_pids[0]
         os.kill(pid, signal.SIGSTOP)
         try:
             yield
@@ -89,6 +89,16 @@ def ask(
     return Answer(status=response.status, headers=lowered, body=response.read())
 
 
+def serve_settings(**changes: Any) -> ServeSettings:
+    """Settings for a test, of the server and of its models alike: a free port and one worker of one thread."""
+    named = {"num_threads": 1, "num_workers": 1} | changes
+    models = {field.name for field in fields(ModelSettings)}
+    model = ModelSettings(**{name: value for name, value in named.items() if name in models})
+    return ServeSettings(
+        **({"port": 0} | {name: value for name, value in named.items() if name not in models}), model=model
+    )
+
+
 @contextmanager
 def serving(bundle: Path, settings: ServeSettings | None = None) -> Iterator[RunningServer]:
     """Serve a bundle for the length of the block."""
@@ -97,7 +107,8 @@ def serving(bundle: Path, settings: ServeSettings | None = None) -> Iterator[Run
     thread.start()
 
     async def start() -> Server:
-        server = Server(open_bundle(bundle), settings or ServeSettings(port=0, num_threads=1))
+        chosen = settings or serve_settings()
+        server = Server([ModelConfig(name=read_name(bundle), path=bundle, settings=chosen.model)], chosen)
         await server.start()
         return server
 

@@ -24,7 +24,6 @@ from forwardpass.core.tensors import Array
 from forwardpass.core.variants import BatchInvariance, Format, Precision, Variant
 from forwardpass.errors import AddressInUse, ModelNotServed
 from forwardpass.predict import PackingList, VariantToPack, pack_bundle
-from forwardpass.serve import ServeSettings
 from tests.e2e.serving import (
     Answer,
     Background,
@@ -36,9 +35,10 @@ from tests.e2e.serving import (
     post,
     read_answers,
     read_to_the_end,
+    serve_settings,
     serving,
 )
-from tests.models import MACHINE, mlp_calls, write_bundle, write_embedding, write_mlp, write_text_bundle
+from tests.models import MACHINE, mlp_calls, write_bundle, write_counter, write_embedding, write_mlp, write_text_bundle
 
 INFER = "/v2/models/mlp/infer"
 READY = "/v2/health/ready"
@@ -74,12 +74,12 @@ def direct(bundle: Path) -> ort.InferenceSession:
     return ort.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
 
 
-def settings(**changes: object) -> ServeSettings:
-    return ServeSettings(**({"port": 0, "num_threads": 1} | changes))  # type: ignore[arg-type]
-
-
 def pixels(seed: int, num_rows: int = 1) -> Array:
     return np.random.default_rng(seed).standard_normal((num_rows, 64)).astype(np.float32)
+
+
+def steps(number: int) -> dict[str, Array]:
+    return {"steps": np.array([[number]], np.int64)}
 
 
 def ids(*numbers: int) -> dict[str, Array]:
@@ -189,13 +189,13 @@ MISTAKES: list[tuple[str, str, bytes, int, str]] = [
     ("POST", INFER, given()[:-1] + b',"outputs":[{"name":"x"}]}', 400, "Malformed request: there is no output 'x'; t"),
     ("POST", INFER, given()[:-1] + b',"parameters":{"timeout":-1}}', 400, "Malformed request: the parameter 'timeout"),
     ("POST", "/v2/models/other/infer", given(), 404, "There is no model 'other' here. Available: mlp."),
-    ("POST", "/v2/models/mlp/versions/9/infer", given(), 404, "There is no route '/v2/models/mlp/versions/9/infer' h"),
+    ("POST", "/v2/models/mlp/versions/9/infer", given(), 404, "There is no version '9' of 'mlp' here. Available: 1."),
     ("GET", "/nothing", b"", 404, "There is no route '/nothing' here."),
     ("GET", "/v2/models/", b"", 404, "There is no model '' here. Available: mlp."),
     ("GET", INFER, b"", 405, "This route takes POST."),
     ("PUT", READY, b"", 405, "This route takes GET, HEAD."),
     ("POST", "/v1/models/mlp/predict", b'{"text": "hello"}', 400, "Malformed request: Object contains unknown field"),
-    ("POST", "/v1/models/mlp/predict", b"7", 400, "Malformed request: the body must be a JSON object."),
+    ("POST", "/v1/models/mlp/predict", b"7", 400, "Malformed request: Expected `object`, got `int`; this model has "),
     ("POST", "/v1/models/mlp/predict", b'{"inputs":{"pixels":' + DEEP, 400, "Malformed request: "),
     ("POST", "/v1/models/mlp/predict", b'{"inputs":{"pixels":%s1%s}}' % (b"[" * 500, b"]" * 500), 400, "Input 'pixels"),
     ("POST", "/v1/models/mlp/predict", b'{"inputs":{"x":[1]}}', 400, "Input 'x' is not an input of this model; expect"),
@@ -270,7 +270,7 @@ def test_a_header_without_an_end_is_cut(served: RunningServer) -> None:
 
 def test_a_body_over_the_limit_is_refused_announced_or_not(bundle: Path) -> None:
     sentence = "The request body is larger than the limit of 1000 bytes."
-    with serving(bundle, settings(max_body_bytes=1000)) as running:
+    with serving(bundle, serve_settings(max_body_bytes=1000)) as running:
         announced = running.ask("POST", INFER, b"x" * 3_000_000)
         assert (announced.status, error(announced)) == (413, sentence)
         with running.connect() as client:
@@ -310,7 +310,7 @@ def test_nonsense_behind_a_request_does_not_take_the_requests_answer(served: Run
     with served.connect() as client, served.frozen_worker():
         client.sendall(post(INFER, request_for(1, id="a")) + b"nonsense\r\n\r\n")
         eventually(lambda: served.server.statistics().num_accepted > 0)
-        os.kill(served.server.worker_pid, signal.SIGCONT)
+        os.kill(served.server.worker_pids[0], signal.SIGCONT)
         good, bad = read_answers(client, 2)
     assert (good.status, good.json["id"]) == (200, "a")
     assert (bad.status, error(bad)) == (400, "This is not HTTP/1.1.")
@@ -362,7 +362,7 @@ def test_a_client_of_http_1_0_is_answered_and_hung_up_on(served: RunningServer) 
 
 
 def test_connections_beyond_the_limit_are_refused_until_one_is_free(bundle: Path) -> None:
-    with serving(bundle, settings(max_connections=2)) as running:
+    with serving(bundle, serve_settings(max_connections=2)) as running:
         with running.connect() as one, running.connect() as two:
             for client in (one, two):
                 client.sendall(b"GET /v2/health/live HTTP/1.1\r\n\r\n")
@@ -374,7 +374,10 @@ def test_connections_beyond_the_limit_are_refused_until_one_is_free(bundle: Path
 
 @pytest.mark.parametrize("start", [b"POST ", b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 1000\r\n\r\n"])
 def test_a_client_that_drips_is_cut_while_others_are_answered(bundle: Path, start: bytes) -> None:
-    with serving(bundle, settings(header_timeout_s=0.3, body_timeout_s=0.3)) as running, running.connect() as slow:
+    with (
+        serving(bundle, serve_settings(header_timeout_s=0.3, body_timeout_s=0.3)) as running,
+        running.connect() as slow,
+    ):
         slow.sendall(start)
         slow.settimeout(0.02)
         received = b""
@@ -389,7 +392,7 @@ def test_a_client_that_drips_is_cut_while_others_are_answered(bundle: Path, star
 
 
 def test_a_connection_without_requests_is_closed_after_a_while(bundle: Path) -> None:
-    with serving(bundle, settings(keep_alive_s=0.1)) as running, running.connect() as client:
+    with serving(bundle, serve_settings(keep_alive_s=0.1)) as running, running.connect() as client:
         client.sendall(b"GET /v2/health/live HTTP/1.1\r\n\r\n")
         assert read_to_the_end(client).endswith(b'{"live":true}')
 
@@ -471,7 +474,7 @@ def test_a_deadline_that_passes_is_told_at_once(
 
 
 def test_a_full_queue_refuses_and_says_when_to_come_back(bundle: Path) -> None:
-    with serving(bundle, settings(max_queue_rows=1)) as running:
+    with serving(bundle, serve_settings(max_queue_rows=1)) as running:
         with running.frozen_worker():
             held = [Background(lambda: running.ask("POST", INFER, request_for(1)))]
             eventually(lambda: running.server.statistics().num_batches == 1)
@@ -502,49 +505,71 @@ def test_a_client_that_leaves_while_it_waits_is_not_run(bundle: Path) -> None:
 # --- life and death
 
 
-def test_a_killed_worker_is_replaced_and_readiness_tells_the_truth(bundle: Path) -> None:
+def test_a_killed_worker_is_replaced_and_what_it_held_is_run_again(bundle: Path, direct: ort.InferenceSession) -> None:
     with serving(bundle) as running:
-        pid = running.server.worker_pid
+        pid = running.server.worker_pids[0]
         with running.frozen_worker():
-            lost = Background(lambda: running.ask("POST", INFER, request_for(1)))
+            held = [Background(partial(running.ask, "POST", INFER, request_for(1)))]
             eventually(lambda: running.server.statistics().num_batches == 1)
+            held += [Background(partial(running.ask, "POST", INFER, request_for(seed))) for seed in (2, 3)]
+            running.wait_until_waiting(2)
             os.kill(pid, signal.SIGKILL)
-            assert lost.result().status == 503
-        assert error(lost.result()) == (
-            "The worker process of the model 'mlp' ended before it answered. Send the request again."
-        )
-        assert lost.result().headers["retry-after"] == "1"
-        assert running.ask("GET", READY).status == 503
-        assert running.ask("GET", "/v2/models/mlp/ready").status == 503
-        assert running.ask("GET", "/v2/health/live").status == 200
-        assert running.ask("POST", INFER, request_for(1)).status == 200, "it waits for the new worker"
+            eventually(lambda: running.ask("GET", READY).status == 503)
+            assert running.ask("GET", "/v2/models/mlp/ready").status == 503
+            assert running.ask("GET", "/v2/health/live").status == 200
+        for seed, answer in enumerate(held, start=1):
+            np.testing.assert_array_equal(output(answer.result()), expected(direct, seed))
         assert running.ask("GET", READY).status == 200
-        assert running.server.worker_pid != pid
+        assert running.server.worker_pids[0] != pid
 
 
 def test_a_worker_that_hangs_is_replaced(bundle: Path) -> None:
-    with serving(bundle, settings(hang_s=0.2)) as running:
-        pid = running.server.worker_pid
+    with serving(bundle, serve_settings(hang_s=0.2)) as running:
+        pid = running.server.worker_pids[0]
         with running.frozen_worker():
-            assert running.ask("POST", INFER, request_for(1)).status == 503
-            eventually(lambda: running.server.worker_pid != pid)
-        assert running.ask("POST", INFER, request_for(1)).status == 200
+            assert running.ask("POST", INFER, request_for(1)).status == 200
+        assert running.server.worker_pids[0] != pid
+
+
+def test_a_request_that_ends_workers_is_not_run_a_third_time_and_its_mates_are_answered(folder: Path) -> None:
+    """The model counts as far as its input says: one request makes it count for years."""
+    counting = write_bundle(folder / "count", write_counter(folder / "count.onnx"), [steps(3)], name="count")
+    path, poison = "/v2/models/count/infer", infer_body(steps(2**60))
+    with serving(counting, serve_settings(hang_s=0.3)) as running:
+        with running.frozen_worker():
+            first = Background(lambda: running.ask("POST", path, infer_body(steps(1))))
+            eventually(lambda: running.server.statistics().num_batches == 1)
+            culprit = Background(lambda: running.ask("POST", path, poison))
+            running.wait_until_waiting(1)
+            mates = [Background(partial(running.ask, "POST", path, infer_body(steps(n)))) for n in (5, 6)]
+            running.wait_until_waiting(3)
+        assert [output(answer.result())[0, 0] for answer in (first, *mates)] == [1, 5, 6]
+        refused = culprit.result()
+        assert refused.status == 422
+        assert error(refused) == (
+            "This request has ended the model's worker process twice. It is not run again for 600 s."
+        )
+        pids = running.server.worker_pids
+        assert running.ask("POST", path, poison).status == 422
+        assert running.ask("POST", path, infer_body(steps(7))).status == 200
+        assert running.server.worker_pids == pids, "it was not run again"
 
 
 def test_stopping_while_the_worker_is_dead_is_clean(bundle: Path) -> None:
     with serving(bundle) as running:
-        os.kill(running.server.worker_pid, signal.SIGKILL)
+        os.kill(running.server.worker_pids[0], signal.SIGKILL)
         eventually(lambda: running.ask("GET", READY).status == 503)
 
 
 def test_what_was_accepted_is_answered_with_an_error_when_the_grace_time_is_over(bundle: Path) -> None:
-    with serving(bundle, settings(grace_s=0.2)) as running, running.frozen_worker():
+    with serving(bundle, serve_settings(grace_s=0.2)) as running, running.frozen_worker():
         held = Background(lambda: running.ask("POST", INFER, request_for(1)))
         eventually(lambda: running.server.statistics().num_batches == 1)
         stopping = threading.Thread(target=running.stop)
+        pid = running.server.worker_pids[0]
         stopping.start()
         answer = held.result()
-        os.kill(running.server.worker_pid, signal.SIGCONT)
+        os.kill(pid, signal.SIGCONT)
         stopping.join()
     assert answer.status == 503
     assert error(answer) == "The server is not ready: it was stopped before the request could be answered."
@@ -565,7 +590,7 @@ def test_a_golden_mismatch_prevents_the_start(folder: Path) -> None:
 
 
 def test_a_port_in_use_is_told(served: RunningServer, bundle: Path) -> None:
-    with pytest.raises(AddressInUse) as caught, serving(bundle, settings(port=served.port)):
+    with pytest.raises(AddressInUse) as caught, serving(bundle, serve_settings(port=served.port)):
         pass
     assert str(caught.value) == (
         f"Cannot listen on 127.0.0.1:{served.port}: address already in use. Choose another with --host or --port."
@@ -574,11 +599,11 @@ def test_a_port_in_use_is_told(served: RunningServer, bundle: Path) -> None:
 
 BLOCKING = """
 import sys
-from forwardpass.bundle import open_bundle
-from forwardpass.serve import ServeSettings, serve
-settings = ServeSettings(port=0, num_threads=1)
-serve(open_bundle(sys.argv[1]), settings, on_ready=lambda server: print(server.address[1], flush=True))
-heavy = {"torch", "onnx", "click", "rich", "jinja2"} & set(sys.modules)
+from pathlib import Path
+from forwardpass.serve import ModelConfig, ModelSettings, ServeSettings, serve
+config = ModelConfig(name="mlp", path=Path(sys.argv[1]), settings=ModelSettings(num_threads=1))
+serve([config], ServeSettings(port=0), on_ready=lambda server: print(server.address[1], flush=True))
+heavy = {"torch", "onnx", "click", "rich", "jinja2", "prometheus_client", "grpc"} & set(sys.modules)
 assert not heavy, heavy
 """
 

@@ -10,14 +10,14 @@ import pytest
 
 from tests.models import mlp_calls, write_bundle, write_mlp
 
-HEAVY = ("torch", "onnx", "transformers", "tokenizers", "click", "rich", "jinja2")
+HEAVY = ("torch", "onnx", "transformers", "tokenizers", "click", "rich", "jinja2", "prometheus_client", "grpc")
 
 SERVE = """
 import asyncio, sys
-from forwardpass.bundle import open_bundle
-from forwardpass.serve import Server, ServeSettings
+from pathlib import Path
+from forwardpass.serve import ModelConfig, Server, ServeSettings
 async def main():
-    server = Server(open_bundle(sys.argv[1]), ServeSettings(port=0))
+    server = Server([ModelConfig(name="mlp", path=Path(sys.argv[1]))], ServeSettings(port=0))
     await server.start()
     await server.stop()
 asyncio.run(main())

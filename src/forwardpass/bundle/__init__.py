@@ -12,7 +12,7 @@ from forwardpass.bundle.manifest import (
     Manifest,
     ProcessorRecord,
 )
-from forwardpass.bundle.reader import Bundle, GoldenCall, is_bundle, open_bundle
+from forwardpass.bundle.reader import Bundle, GoldenCall, has_versions, is_bundle, open_bundle, read_name, versions_in
 from forwardpass.bundle.writer import BundleWriter, check_destination
 
 __all__ = [
@@ -26,6 +26,9 @@ __all__ = [
     "Manifest",
     "ProcessorRecord",
     "check_destination",
+    "has_versions",
     "is_bundle",
     "open_bundle",
+    "read_name",
+    "versions_in",
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import re
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +17,9 @@ from forwardpass.bundle.paths import check_member_name, list_members, open_membe
 from forwardpass.core.tensors import Array, Signature
 from forwardpass.errors import BundleDamaged, BundleNotFound, InvalidOption
 
-__all__ = ["Bundle", "GoldenCall", "is_bundle", "open_bundle"]
+__all__ = ["Bundle", "GoldenCall", "has_versions", "is_bundle", "open_bundle", "read_name", "versions_in"]
 
+VERSION_NUMBER = re.compile(r"[1-9][0-9]{0,17}", re.ASCII)
 MAX_MANIFEST_BYTES = 16 * 2**20
 
 
@@ -35,6 +37,8 @@ class Bundle:
 
     path: Path
     manifest: Manifest
+    digest: str
+    """SHA-256 of the manifest, and so, through the hashes in it, of everything."""
 
     @property
     def name(self) -> str:
@@ -98,6 +102,18 @@ def is_bundle(path: Path) -> bool:
     return (path / MANIFEST_NAME).is_file()
 
 
+def versions_in(folder: Path) -> dict[str, Path]:
+    """Return the bundles in subfolders that are named 1, 2, 3 …"""
+    if not folder.is_dir():
+        return {}
+    return {path.name: path for path in folder.iterdir() if VERSION_NUMBER.fullmatch(path.name) and is_bundle(path)}
+
+
+def has_versions(folder: Path) -> bool:
+    """Tell whether `folder` is a folder of versions and not itself a bundle."""
+    return not is_bundle(folder) and bool(versions_in(folder))
+
+
 def open_bundle(path: Path | str) -> Bundle:
     """Open a bundle and check every file of it against the manifest.
 
@@ -108,12 +124,7 @@ def open_bundle(path: Path | str) -> Bundle:
         BundleDamaged: a file is missing, altered or undeclared, or the manifest does not fit its schema.
     """
     root = Path(path).absolute()
-    if not is_bundle(root):
-        raise BundleNotFound(path=str(path))
-    with os.fdopen(open_member(root, MANIFEST_NAME), "rb") as file:
-        text = file.read(MAX_MANIFEST_BYTES + 1)
-    if len(text) > MAX_MANIFEST_BYTES:
-        raise BundleDamaged(path=str(path), reason=f"{MANIFEST_NAME} is over {MAX_MANIFEST_BYTES} bytes")
+    text = _read_manifest(root, path)
     manifest = decode_manifest(text, path=str(path))
     for member in manifest.files:
         check_member_name(member, bundle=str(path))
@@ -122,7 +133,26 @@ def open_bundle(path: Path | str) -> Bundle:
         raise BundleDamaged(path=str(path), reason=f"the file '{undeclared[0]}' is not listed in {MANIFEST_NAME}")
     for member, record in manifest.files.items():
         _check_content(root, member, record)
-    return Bundle(path=root, manifest=manifest)
+    return Bundle(path=root, manifest=manifest, digest=hashlib.sha256(text).hexdigest())
+
+
+def read_name(path: Path | str) -> str:
+    """Return the model's name that a bundle gives, without checking its files.
+
+    Raises:
+        BundleError: there is no manifest, or it cannot be used.
+    """
+    return decode_manifest(_read_manifest(Path(path).absolute(), path), path=str(path)).name
+
+
+def _read_manifest(root: Path, shown: Path | str) -> bytes:
+    if not is_bundle(root):
+        raise BundleNotFound(path=str(shown))
+    with os.fdopen(open_member(root, MANIFEST_NAME), "rb") as file:
+        text = file.read(MAX_MANIFEST_BYTES + 1)
+    if len(text) > MAX_MANIFEST_BYTES:
+        raise BundleDamaged(path=str(shown), reason=f"{MANIFEST_NAME} is over {MAX_MANIFEST_BYTES} bytes")
+    return text
 
 
 def _check_content(root: Path, member: str, record: FileRecord) -> None:

@@ -9,12 +9,20 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from forwardpass.serve.models import ModelConfig, Traffic
     from forwardpass.serve.server import Server, serve
-    from forwardpass.serve.settings import ServeSettings
+    from forwardpass.serve.settings import ModelSettings, ServeSettings
 
-_HOMES = {"ServeSettings": "settings", "Server": "server", "serve": "server"}
+_HOMES = {
+    "ModelConfig": "models",
+    "ModelSettings": "settings",
+    "ServeSettings": "settings",
+    "Server": "server",
+    "Traffic": "models",
+    "serve": "server",
+}
 
-__all__ = ["ServeSettings", "Server", "serve"]
+__all__ = ["ModelConfig", "ModelSettings", "ServeSettings", "Server", "Traffic", "serve"]
 
 
 def __getattr__(name: str) -> object:

@@ -7,7 +7,7 @@ window to set.
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -15,7 +15,19 @@ from enum import StrEnum
 from forwardpass.core.latency import LatencyTable
 from forwardpass.errors import Overloaded
 
-__all__ = ["Batch", "BatchQueue", "Closed", "LatencyEstimate", "QueueStatistics", "Ticket"]
+__all__ = [
+    "LOWEST_PRIORITY",
+    "NORMAL_PRIORITY",
+    "Batch",
+    "BatchQueue",
+    "Closed",
+    "LatencyEstimate",
+    "QueueStatistics",
+    "Ticket",
+]
+
+NORMAL_PRIORITY = 5
+LOWEST_PRIORITY = 9
 
 SMOOTHING = 1 / 8
 DEVIATION_SMOOTHING = 1 / 4
@@ -30,6 +42,8 @@ class Ticket:
     num_rows: int
     shape_key: Hashable
     deadline_s: float
+    priority: int = NORMAL_PRIORITY
+    """1 is the most urgent; what is more urgent runs first, and its wait does not count what is less so."""
     is_abandoned: bool = False
     """The client has left; the ticket is dropped before it costs anything."""
     number: int = field(default=-1, init=False)
@@ -108,18 +122,22 @@ class LatencyEstimate:
 
 
 class BatchQueue:
-    """Tickets in order of arrival, taken out in batches of one shape."""
+    """Tickets by priority and then in order of arrival, taken out in batches of one shape."""
 
-    def __init__(self, *, max_batch_rows: int, max_queue_rows: int, latency: LatencyEstimate) -> None:
+    def __init__(
+        self, *, max_batch_rows: int, max_queue_rows: int, latency: LatencyEstimate, num_workers: int = 1
+    ) -> None:
         self.max_batch_rows = max_batch_rows
         self._max_queue_rows = max_queue_rows
         self._latency = latency
-        self._by_shape: dict[Hashable, deque[Ticket]] = {}
+        self._num_workers = num_workers
+        self._lines: dict[tuple[int, Hashable], deque[Ticket]] = {}
+        self._rows_by_priority: Counter[int] = Counter()
         self._num_waiting = self._num_rows = self._next_number = 0
         self._num_refused = self._num_expired = self._num_batches = self._num_batched = 0
 
-    def push(self, ticket: Ticket, *, now_s: float, busy_until_s: float) -> None:
-        """Accept a ticket, or refuse it at once if it would come too late; `busy_until_s` is when the worker is free.
+    def admit(self, ticket: Ticket, *, now_s: float, busy_until_s: float) -> None:
+        """Refuse a ticket that would come too late; `busy_until_s` is when the first worker is free.
 
         A request that finds the queue empty is always accepted: one prediction that was far too high must not lock
         everybody out for ever.
@@ -127,20 +145,23 @@ class BatchQueue:
         Raises:
             Overloaded: the queue is full, or the predicted wait is longer than the ticket's deadline allows.
         """
-        wait_s = max(busy_until_s - now_s, 0.0) + self._predict_queue_s()
-        if self._num_waiting:
-            finish_s = now_s + wait_s + self._latency.predict_s(ticket.num_rows)
-            if self._num_rows + ticket.num_rows > self._max_queue_rows:
-                self._refuse(wait_s, f"{self._num_rows} rows are waiting, the limit is {self._max_queue_rows}")
-            if finish_s > ticket.deadline_s:
-                self._refuse(
-                    wait_s, f"the predicted wait of {wait_s:.3g} s is longer than the request's deadline allows"
-                )
+        if not self._num_waiting:
+            return
+        wait_s = max(busy_until_s - now_s, 0.0) + self._predict_queue_s(ticket.priority)
+        finish_s = now_s + wait_s + self._latency.predict_s(ticket.num_rows)
+        if self._num_rows + ticket.num_rows > self._max_queue_rows:
+            self._refuse(wait_s, f"{self._num_rows} rows are waiting, the limit is {self._max_queue_rows}")
+        if finish_s > ticket.deadline_s:
+            self._refuse(wait_s, f"the predicted wait of {wait_s:.3g} s is longer than the request's deadline allows")
+
+    def put(self, ticket: Ticket) -> None:
+        """Take in a ticket that was admitted."""
         ticket.number = self._next_number
         self._next_number += 1
-        self._by_shape.setdefault(ticket.shape_key, deque()).append(ticket)
+        self._lines.setdefault((ticket.priority, ticket.shape_key), deque()).append(ticket)
         self._num_waiting += 1
         self._num_rows += ticket.num_rows
+        self._rows_by_priority[ticket.priority] += ticket.num_rows
 
     def pop_batch(self, *, now_s: float) -> Batch:
         """Return the tickets to run now; empty when nothing waits that is still of use.
@@ -165,9 +186,9 @@ class BatchQueue:
         """Take out and return every ticket whose deadline has passed."""
         late = [ticket for ticket in self._waiting() if ticket.deadline_s <= now_s]
         for ticket in late:
-            waiting = self._by_shape[ticket.shape_key]
-            waiting.remove(ticket)
-            self._forget(waiting, ticket)
+            line = self._lines[ticket.priority, ticket.shape_key]
+            line.remove(ticket)
+            self._forget(line, ticket)
         expired = tuple(ticket for ticket in late if not ticket.is_abandoned)
         self._num_expired += len(expired)
         return expired
@@ -175,7 +196,8 @@ class BatchQueue:
     def drain(self) -> tuple[Ticket, ...]:
         """Take out everything, oldest first."""
         everything = tuple(sorted(self._waiting(), key=lambda ticket: ticket.number))
-        self._by_shape.clear()
+        self._lines.clear()
+        self._rows_by_priority.clear()
         self._num_waiting = self._num_rows = 0
         return everything
 
@@ -199,18 +221,18 @@ class BatchQueue:
             num_batched=self._num_batched,
         )
 
-    def _predict_queue_s(self) -> float:
-        """Predict how long everything that waits takes, in full batches and a rest."""
-        full, rest = divmod(self._num_rows, self.max_batch_rows)
+    def _predict_queue_s(self, priority: int) -> float:
+        """Predict how long everything takes that runs before a ticket of this priority: full batches and a rest."""
+        num_rows = sum(rows for level, rows in self._rows_by_priority.items() if level <= priority)
+        full, rest = divmod(num_rows, self.max_batch_rows)
         seconds = full * self._latency.predict_s(self.max_batch_rows) if full else 0.0
-        return seconds + (self._latency.predict_s(rest) if rest else 0.0)
+        return (seconds + (self._latency.predict_s(rest) if rest else 0.0)) / self._num_workers
 
     def _take_first(self, expired: list[Ticket], now_s: float) -> tuple[Ticket | None, list[Ticket]]:
-        """Take tickets out, oldest first, up to one that will be in time; return it and those that will hardly be."""
+        """Take tickets out, in their order, up to one that will be in time; return it and those that hardly will."""
         hopeless: list[Ticket] = []
-        while self._by_shape:
-            waiting = self._oldest_shape()
-            ticket = self._take_head(waiting)
+        while self._lines:
+            ticket = self._take_head(self._first_line())
             if ticket.is_abandoned:
                 continue
             if ticket.deadline_s <= now_s:
@@ -222,13 +244,13 @@ class BatchQueue:
         return None, hopeless
 
     def _take_mates(self, first: Ticket, now_s: float) -> tuple[tuple[Ticket, ...], Closed]:
-        """Take out what runs together with `first`."""
+        """Take out what runs together with `first`: those of its shape, the more urgent first."""
         taken = [first]
         num_rows, deadline_s = first.num_rows, first.deadline_s
-        while waiting := self._by_shape.get(first.shape_key):
-            ticket = waiting[0]
+        while line := self._line_of(first.shape_key):
+            ticket = line[0]
             if ticket.is_abandoned:
-                self._take_head(waiting)
+                self._take_head(line)
                 continue
             num_rows += ticket.num_rows
             deadline_s = min(deadline_s, ticket.deadline_s)
@@ -236,26 +258,37 @@ class BatchQueue:
                 return tuple(taken), Closed.FULL
             if now_s + self._latency.predict_s(num_rows) > deadline_s:
                 return tuple(taken), Closed.DEADLINE
-            taken.append(self._take_head(waiting))
+            taken.append(self._take_head(line))
         return tuple(taken), Closed.QUEUE_EMPTY
 
-    def _oldest_shape(self) -> deque[Ticket]:
-        shapes = self._by_shape.values()
-        return next(iter(shapes)) if len(shapes) == 1 else min(shapes, key=lambda waiting: waiting[0].number)
+    def _first_line(self) -> deque[Ticket]:
+        lines = self._lines
+        if len(lines) == 1:
+            return next(iter(lines.values()))
+        return min(lines.values(), key=lambda line: (line[0].priority, line[0].number))
 
-    def _take_head(self, waiting: deque[Ticket]) -> Ticket:
-        ticket = waiting.popleft()
-        self._forget(waiting, ticket)
+    def _line_of(self, shape_key: Hashable) -> deque[Ticket] | None:
+        """Return the most urgent line of a shape."""
+        if len(self._lines) == 1:
+            ((_, only), line) = next(iter(self._lines.items()))
+            return line if only == shape_key else None
+        levels = [priority for priority, shape in self._lines if shape == shape_key]
+        return self._lines[min(levels), shape_key] if levels else None
+
+    def _take_head(self, line: deque[Ticket]) -> Ticket:
+        ticket = line.popleft()
+        self._forget(line, ticket)
         return ticket
 
-    def _forget(self, waiting: deque[Ticket], ticket: Ticket) -> None:
+    def _forget(self, line: deque[Ticket], ticket: Ticket) -> None:
         self._num_waiting -= 1
         self._num_rows -= ticket.num_rows
-        if not waiting:
-            del self._by_shape[ticket.shape_key]
+        self._rows_by_priority[ticket.priority] -= ticket.num_rows
+        if not line:
+            del self._lines[ticket.priority, ticket.shape_key]
 
     def _waiting(self) -> Iterable[Ticket]:
-        return [ticket for waiting in self._by_shape.values() for ticket in waiting]
+        return [ticket for line in self._lines.values() for ticket in line]
 
     def _refuse(self, wait_s: float, reason: str) -> None:
         self._num_refused += 1

@@ -42,6 +42,8 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
     """What a worker is told when it starts; the last two are inherited file descriptors."""
 
     bundle: str
+    digest: str
+    """Of the bundle that the front has opened: another one may have taken its place."""
     variant: str
     num_threads: int
     channel: int

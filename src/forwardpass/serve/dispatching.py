@@ -1,21 +1,35 @@
-"""Between the routes and the worker: does what the queue decides, and gives every request exactly one answer."""
+"""Between the routes and the workers: does what the queue decides, and gives every request exactly one answer."""
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TypeAlias
+
+import numpy as np
 
 from forwardpass.core.tensors import Array, Signature
-from forwardpass.errors import DeadlineExceeded, InputRejected, NotReady, RequestError, WorkerLost
-from forwardpass.serve.batching import BatchQueue, LatencyEstimate, Ticket
+from forwardpass.errors import (
+    DeadlineExceeded,
+    InputRejected,
+    NotReady,
+    Overloaded,
+    RequestError,
+    RequestQuarantined,
+)
+from forwardpass.serve.batching import Batch, BatchQueue, LatencyEstimate, Ticket
 from forwardpass.serve.channel import Done, Failed
+from forwardpass.serve.metrics import ModelMetrics
 from forwardpass.serve.process import WorkerListener, WorkerProcess, WorkerState
+from forwardpass.serve.quarantine import Quarantine
 
-__all__ = ["Dispatcher", "Request"]
+__all__ = ["Answer", "Dispatcher", "Request", "Result"]
 
-Answer = Callable[[dict[str, Array] | RequestError], None]
+Result: TypeAlias = dict[str, Array] | RequestError
+Answer: TypeAlias = Callable[[Result], None]
 HANG_FACTOR = 20
 
 
@@ -30,76 +44,133 @@ class Request(Ticket):
     tensors: dict[str, Array]
     answer: Answer
     timeout_s: float
+    arrived_s: float = 0.0
     is_answered: bool = False
+    is_accused: bool = False
+    """It was in a batch that ended its worker."""
+    whole: Request | None = None
+    """The request that this is a part of."""
 
-    def finish(self, result: dict[str, Array] | RequestError) -> None:
-        """Answer, unless that has happened or nobody listens any more."""
-        if not self.is_answered and not self.is_abandoned:
-            self.is_answered = True
-            self.answer(result)
+    def abandon(self) -> None:
+        """Note that nobody waits for the answer any more."""
+        self.is_abandoned = True
+
+
+@dataclass(slots=True, eq=False)
+class _Lane:
+    """One worker, and the batch that it is running."""
+
+    worker: WorkerProcess
+    batch: Sequence[Request] = ()
+    num_rows: int = 0
+    started_s: float = 0.0
+    expected_s: float = 0.0
+    hang_due_s: float = 0.0
+    hang_alarm: asyncio.TimerHandle | None = field(default=None)
+
+    @property
+    def is_free(self) -> bool:
+        return not self.batch and self.worker.state is WorkerState.IDLE
 
 
 class Dispatcher:
-    """Feeds one worker from one queue."""
+    """Feeds the workers of one model version from one queue."""
 
     def __init__(
-        self, *, model: str, signature: Signature, queue: BatchQueue, latency: LatencyEstimate, hang_s: float
+        self,
+        *,
+        model: str,
+        signature: Signature,
+        queue: BatchQueue,
+        latency: LatencyEstimate,
+        metrics: ModelMetrics,
+        hang_s: float,
     ) -> None:
         self._model = model
+        self._signature = signature
         self._input_names = [spec.name for spec in signature.inputs]
         self._queue = queue
         self._latency = latency
+        self._metrics = metrics
         self._hang_s = hang_s
         self._loop = asyncio.get_running_loop()
-        self._running: Sequence[Request] = ()
+        self._lanes: list[_Lane] = []
         self._retries: deque[Request] = deque()
-        self._started_s = self._expected_s = self._hang_due_s = 0.0
-        self._num_rows = 0
+        self._quarantine = Quarantine()
         self._alarm: asyncio.TimerHandle | None = None
-        self._hang_alarm: asyncio.TimerHandle | None = None
-        self._worker: WorkerProcess | None = None
-        self.listener = WorkerListener(
-            on_idle=self._pump, on_done=self._on_done, on_failed=self._on_failed, on_lost=self._on_lost
-        )
 
-    def attach(self, worker: WorkerProcess) -> None:
-        """Take the worker that was made with this dispatcher's listener."""
-        self._worker = worker
+    def add_worker(self, make: Callable[[WorkerListener], WorkerProcess]) -> WorkerProcess:
+        """Take in the worker that `make` makes for the listener that it is given."""
+        lane: _Lane
+        listener = WorkerListener(
+            on_idle=self._pump,
+            on_done=lambda message: self._on_done(lane, message),
+            on_failed=lambda message: self._on_failed(lane, message),
+            on_lost=lambda: self._on_lost(lane),
+        )
+        lane = _Lane(make(listener))
+        self._lanes.append(lane)
+        return lane.worker
 
     @property
     def is_idle(self) -> bool:
         """Whether nothing waits and nothing runs."""
-        return not self._running and not self._retries and not len(self._queue)
+        return not (self._retries or len(self._queue) or any(lane.batch for lane in self._lanes))
 
     def submit(self, request: Request) -> None:
-        """Queue a request and run it as soon as the worker is free.
+        """Queue a request and run it as soon as a worker is free; one that is larger than a batch may be, in parts.
 
         Raises:
             Overloaded: it would come too late.
+            RequestQuarantined: the same tensors have ended two workers.
         """
-        now_s = self._loop.time()
-        busy_until_s = self._started_s + self._expected_s if self._running else now_s
-        self._queue.push(request, now_s=now_s, busy_until_s=busy_until_s)
+        now_s = request.arrived_s = self._loop.time()
+        if self._quarantine and (left_s := self._quarantine.seconds_left(request.tensors, now_s=now_s)):
+            raise RequestQuarantined(seconds=left_s)
+        try:
+            self._queue.admit(request, now_s=now_s, busy_until_s=self._busy_until_s(now_s))
+        except Overloaded as refusal:
+            self._metrics.finished(refusal, 0.0, request.num_rows)
+            raise
+        for part in self._parts(request):
+            self._queue.put(part)
         self._set_alarm(request.deadline_s)
         self._pump()
 
     def close(self) -> None:
         """Answer whatever is left, with regret."""
-        for request in (*self._running, *self._retries, *self._queue.drain()):
+        running = [request for lane in self._lanes for request in lane.batch]
+        for request in (*running, *self._retries, *self._queue.drain()):
             assert isinstance(request, Request), "only requests are submitted"
-            request.finish(NotReady(reason="it was stopped before the request could be answered"))
-        self._running = ()
-        for alarm in (self._alarm, self._hang_alarm):
-            if alarm is not None:
-                alarm.cancel()
+            self._finish(request, NotReady(reason="it was stopped before the request could be answered"))
+        self._retries.clear()
+        for lane in self._lanes:
+            lane.batch = ()
+            _cancel(lane.hang_alarm)
+        _cancel(self._alarm)
+
+    # --- what runs next
+
+    def _busy_until_s(self, now_s: float) -> float:
+        """Return when the first worker will be free."""
+        return min((lane.started_s + lane.expected_s if lane.batch else now_s for lane in self._lanes), default=now_s)
+
+    def _parts(self, request: Request) -> Sequence[Request]:
+        most = self._queue.max_batch_rows
+        if request.num_rows <= most or not self._signature.is_batchable:
+            return (request,)
+        starts = range(0, request.num_rows, most)
+        gather = _Gathering(request, len(starts), self._finish)
+        return [gather.part(number, start, start + most) for number, start in enumerate(starts)]
 
     def _pump(self) -> None:
-        """Give the worker something to do if it is free."""
-        while self._worker is not None and self._worker.state is WorkerState.IDLE and not self._running:
-            batch = self._next_batch()
-            if not batch:
-                return
-            self._start(batch)
+        """Give every free worker something to do."""
+        for lane in self._lanes:
+            while lane.is_free:
+                batch = self._next_batch()
+                if not batch:
+                    return
+                self._start(lane, batch)
 
     def _next_batch(self) -> Sequence[Request]:
         while self._retries:
@@ -108,77 +179,96 @@ class Dispatcher:
                 return (request,)
         if not len(self._queue):
             return ()
-        batch = self._queue.pop_batch(now_s=self._loop.time())
+        batch: Batch = self._queue.pop_batch(now_s=self._loop.time())
         for late in batch.expired:
             self._expire(late)
+        if batch.tickets:
+            self._metrics.closed(batch.closed)
         return batch.tickets  # type: ignore[return-value]  # only requests are submitted
 
-    def _start(self, batch: Sequence[Request]) -> None:
-        assert self._worker is not None, "_pump checked it"
+    def _start(self, lane: _Lane, batch: Sequence[Request]) -> None:
         parts = ((name, [request.tensors[name] for request in batch]) for name in self._input_names)
-        placed = self._worker.arena.place(parts)
-        self._running = batch
-        self._started_s = self._loop.time()
-        self._num_rows = sum(request.num_rows for request in batch)
-        self._expected_s = self._latency.predict_s(self._num_rows)
-        self._hang_due_s = self._started_s + max(self._hang_s, HANG_FACTOR * self._expected_s)
-        if self._hang_alarm is None or self._hang_due_s < self._hang_alarm.when():
-            if self._hang_alarm is not None:
-                self._hang_alarm.cancel()
-            self._hang_alarm = self._loop.call_at(self._hang_due_s, self._check_hang)
-        self._worker.run(placed)
+        placed = lane.worker.arena.place(parts)
+        lane.batch = batch
+        lane.started_s = self._loop.time()
+        lane.num_rows = sum(request.num_rows for request in batch)
+        lane.expected_s = self._latency.predict_s(lane.num_rows)
+        lane.hang_due_s = lane.started_s + max(self._hang_s, HANG_FACTOR * lane.expected_s)
+        if lane.hang_alarm is None or lane.hang_due_s < lane.hang_alarm.when():
+            _cancel(lane.hang_alarm)
+            lane.hang_alarm = self._loop.call_at(lane.hang_due_s, self._check_hang, lane)
+        lane.worker.run(placed)
 
-    def _finish_run(self) -> Sequence[Request]:
-        batch, self._running = self._running, ()
-        return batch
-
-    def _check_hang(self) -> None:
+    def _check_hang(self, lane: _Lane) -> None:
         """Replace the worker if its batch is overdue; one timer is moved along, none made per batch."""
-        self._hang_alarm = None
-        if not self._running or self._worker is None:
+        lane.hang_alarm = None
+        if not lane.batch:
             return
-        if self._loop.time() >= self._hang_due_s:
-            self._worker.replace()
+        if self._loop.time() >= lane.hang_due_s:
+            lane.worker.replace()
         else:
-            self._hang_alarm = self._loop.call_at(self._hang_due_s, self._check_hang)
+            lane.hang_alarm = self._loop.call_at(lane.hang_due_s, self._check_hang, lane)
 
-    def _on_done(self, message: Done) -> None:
-        assert self._worker is not None, "only a worker answers"
-        batch = self._finish_run()
-        self._latency.observe(self._num_rows, self._loop.time() - self._started_s)
-        outputs = {placed.name: self._worker.arena.view(placed) for placed in message.outputs}
-        if len(batch) == 1:
-            batch[0].finish(outputs)
-        else:
-            start = 0
-            for request in batch:
-                end = start + request.num_rows
-                request.finish({name: array[start:end] for name, array in outputs.items()})
-                start = end
+    # --- what came of it
+
+    def _on_done(self, lane: _Lane, message: Done) -> None:
+        batch, lane.batch = lane.batch, ()
+        now_s = self._loop.time()
+        self._latency.observe(lane.num_rows, now_s - lane.started_s)
+        self._metrics.batch(lane.num_rows, message.compute_s)
+        outputs = {placed.name: lane.worker.arena.view(placed) for placed in message.outputs}
+        start = 0
+        for request in batch:
+            end = start + request.num_rows
+            self._metrics.queued(lane.started_s - request.arrived_s)
+            if request.is_accused:
+                self._quarantine.acquit((request.whole or request).tensors)
+            alone = len(batch) == 1
+            self._finish(request, outputs if alone else {name: array[start:end] for name, array in outputs.items()})
+            start = end
         self._pump()
 
-    def _on_failed(self, message: Failed) -> None:
+    def _on_failed(self, lane: _Lane, message: Failed) -> None:
         """One request of the batch is at fault: run each alone, so that only that one hears of it."""
-        batch = self._finish_run()
+        batch, lane.batch = lane.batch, ()
         if len(batch) == 1:
-            batch[0].finish(InputRejected(model=self._model, kind=message.message))
+            self._finish(batch[0], InputRejected(model=self._model, kind=message.message))
         else:
             self._retries.extend(batch)
         self._pump()
 
-    def _on_lost(self) -> None:
-        for request in self._finish_run():
-            request.finish(WorkerLost(model=self._model))
+    def _on_lost(self, lane: _Lane) -> None:
+        """Nothing has been answered, so nothing is lost: run each again, alone, unless it was there twice."""
+        batch, lane.batch = lane.batch, ()
+        self._metrics.worker_lost()
+        for request in batch:
+            request.is_accused = True
+            seconds = self._quarantine.accuse((request.whole or request).tensors, now_s=self._loop.time())
+            if seconds:
+                self._finish(request, RequestQuarantined(seconds=seconds))
+            else:
+                self._retries.append(request)
+        self._pump()
+
+    def _finish(self, request: Request, result: Result) -> None:
+        """Answer, unless that has happened or nobody listens any more."""
+        if request.is_answered or request.is_abandoned:
+            return
+        request.is_answered = True
+        if request.whole is None:
+            self._metrics.finished(result, self._loop.time() - request.arrived_s, request.num_rows)
+        request.answer(result)
+
+    # --- deadlines
 
     def _expire(self, ticket: Ticket) -> None:
         assert isinstance(ticket, Request), "only requests are submitted"
-        ticket.finish(DeadlineExceeded(deadline_s=ticket.timeout_s))
+        self._finish(ticket, DeadlineExceeded(deadline_s=ticket.timeout_s))
 
     def _set_alarm(self, deadline_s: float) -> None:
         """Wake at the earliest deadline; most requests are answered long before, so one timer serves all."""
         if self._alarm is None or deadline_s < self._alarm.when():
-            if self._alarm is not None:
-                self._alarm.cancel()
+            _cancel(self._alarm)
             self._alarm = self._loop.call_at(deadline_s, self._ring)
 
     def _ring(self) -> None:
@@ -186,11 +276,62 @@ class Dispatcher:
         now_s = self._loop.time()
         for late in self._queue.drop_expired(now_s=now_s):
             self._expire(late)
-        for request in (*self._running, *self._retries):
+        running = [request for lane in self._lanes for request in (*lane.batch, *self._retries)]
+        for request in running:
             if request.deadline_s <= now_s:
                 self._expire(request)
-        deadlines = [request.deadline_s for request in (*self._running, *self._retries) if not request.is_answered]
+        deadlines = [request.deadline_s for request in running if not request.is_answered]
         if (waiting := self._queue.earliest_deadline_s) is not None:
             deadlines.append(waiting)
         if deadlines:
             self._set_alarm(min(deadlines))
+
+
+class _Gathering:
+    """Puts the answers to the parts of one request together; the first error is the error of all."""
+
+    def __init__(self, request: Request, num_parts: int, finish: Callable[[Request, Result], None]) -> None:
+        self._request = request
+        self._finish = finish
+        self._answers: list[dict[str, Array] | None] = [None] * num_parts
+        self._parts: list[Request] = []
+        self._num_missing = num_parts
+
+    def part(self, number: int, start: int, end: int) -> Request:
+        """Return the part with the rows from `start` to `end`."""
+        whole = self._request
+        part = Request(
+            num_rows=min(end, whole.num_rows) - start,
+            shape_key=whole.shape_key,
+            deadline_s=whole.deadline_s,
+            tensors={name: array[start:end] for name, array in whole.tensors.items()},
+            answer=partial(self._on_part, number),
+            timeout_s=whole.timeout_s,
+            priority=whole.priority,
+            arrived_s=whole.arrived_s,
+            whole=whole,
+        )
+        self._parts.append(part)
+        return part
+
+    def _on_part(self, number: int, result: Result) -> None:
+        if isinstance(result, RequestError):
+            for part in self._parts:
+                part.is_abandoned = True
+            self._finish(self._request, result)
+            return
+        if self._request.is_abandoned:
+            for part in self._parts:
+                part.is_abandoned = True
+            return
+        self._answers[number] = {name: array.copy() for name, array in result.items()}
+        self._num_missing -= 1
+        if self._num_missing == 0:
+            answers = [answer for answer in self._answers if answer is not None]
+            whole = {name: np.concatenate([answer[name] for answer in answers]) for name in answers[0]}
+            self._finish(self._request, whole)
+
+
+def _cancel(alarm: asyncio.TimerHandle | None) -> None:
+    if alarm is not None:
+        alarm.cancel()

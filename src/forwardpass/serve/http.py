@@ -24,18 +24,22 @@ __all__ = ["Exchange", "Handler", "HttpConnection", "Response"]
 
 MAX_PIPELINED = 16
 """Requests of one connection that may be open at once; further ones wait in the socket."""
+MAX_UNWANTED_BYTES = 16 * 2**10
+"""A body up to this is read even if its request is refused, so that the connection can be used again."""
 LINGER_S = 2.0
 """A refused client may go on sending for so long: hanging up on unread bytes would discard the refusal, too."""
 
+JSON = "application/json"
 _REASONS = {status.value: status.phrase for status in HTTPStatus}
 
 
 class Response(msgspec.Struct, frozen=True, kw_only=True):
-    """A status, a JSON body, and headers beyond those that every response has."""
+    """A status, a body, which is JSON unless said otherwise, and headers beyond those that every response has."""
 
     status: int
     body: bytes
     headers: tuple[tuple[str, str], ...] = ()
+    content_type: str = JSON
 
 
 class Exchange:
@@ -51,6 +55,7 @@ class Exchange:
         "keeps_alive",
         "method",
         "on_abandoned",
+        "refusal",
         "target",
     )
 
@@ -65,6 +70,7 @@ class Exchange:
         self.is_head = False
         self.is_abandoned = False
         self.on_abandoned: Callable[[], None] | None = None
+        self.refusal: Response | None = None
 
     @property
     def response(self) -> Response | None:
@@ -85,12 +91,15 @@ class Exchange:
 
 
 Handler = Callable[[Exchange], None]
+Admission = Callable[[Exchange], Response | None]
+"""Looks at a request whose headers are there; returns the refusal of one whose body is not to be read."""
 
 
 class HttpConnection(asyncio.Protocol):
     """One client's connection."""
 
-    def __init__(self, handler: Handler, settings: ServeSettings, connections: Connections) -> None:
+    def __init__(self, admit: Admission, handler: Handler, settings: ServeSettings, connections: Connections) -> None:
+        self._admit = admit
         self._handler = handler
         self._settings = settings
         self._connections = connections
@@ -199,6 +208,11 @@ class HttpConnection(asyncio.Protocol):
         if announced.isdigit() and int(announced) > self._settings.max_body_bytes:
             self._refuse_body()
             return
+        exchange.refusal = self._admit(exchange)
+        is_small = announced.isdigit() and int(announced) <= MAX_UNWANTED_BYTES
+        if exchange.refusal is not None and not (is_small and b"transfer-encoding" not in exchange.headers):
+            self._refuse_with(exchange.refusal)
+            return
         if exchange.headers.get(b"expect", b"").lower() == b"100-continue":
             self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         if announced != b"0" or b"transfer-encoding" in exchange.headers:
@@ -225,7 +239,10 @@ class HttpConnection(asyncio.Protocol):
         if len(self._open) >= MAX_PIPELINED:
             self._steer_reading()
         self._wait(None)
-        self._handler(exchange)
+        if exchange.refusal is not None:
+            exchange.respond(exchange.refusal)
+        else:
+            self._handler(exchange)
 
     # --- answers
 
@@ -285,14 +302,16 @@ class HttpConnection(asyncio.Protocol):
 
     def _refuse(self, status: int, sentence: str) -> None:
         """Answer something that is not a request, after the requests before it, and hang up."""
-        if self._is_refused or self._is_closing:
-            return
+        if not (self._is_refused or self._is_closing):
+            self._refuse_with(Response(status=status, body=b'{"error":"%s"}' % sentence.encode()))
+
+    def _refuse_with(self, response: Response) -> None:
         self._is_refused = True
         self._wait(None)
         exchange = Exchange(self)
         exchange.keeps_alive = False
         self._open.append(exchange)
-        exchange.respond(Response(status=status, body=b'{"error":"%s"}' % sentence.encode()))
+        exchange.respond(response)
 
     # --- deadlines
 
@@ -323,11 +342,17 @@ _OK_JSON = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length
 
 
 def _render(response: Response, *, keeps_alive: bool, is_head: bool) -> bytes:
-    if response.status == 200 and keeps_alive and not is_head and not response.headers:
+    if (
+        response.status == 200
+        and keeps_alive
+        and not is_head
+        and not response.headers
+        and response.content_type is JSON
+    ):
         return _OK_JSON % (len(response.body), response.body)
     lines = [
         f"HTTP/1.1 {response.status} {_REASONS[response.status]}",
-        "content-type: application/json",
+        f"content-type: {response.content_type}",
         f"content-length: {len(response.body)}",
         *(f"{name}: {value}" for name, value in response.headers),
         *([] if keeps_alive else ["connection: close"]),

@@ -1,12 +1,11 @@
-"""The JSON of the Open Inference Protocol v2: requests into tensors, tensors into responses.
+"""The Open Inference Protocol v2 over HTTP: requests into tensors, tensors into responses.
 
 Strict where a mistake would change an answer: names, dtypes, shapes, the number of elements and their range. JSON has
-no NaN: values that are not finite are written as null.
+no NaN: values that are not finite are written as null. With the binary extension the tensors' bytes follow the JSON.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,8 +14,23 @@ import numpy as np
 
 from forwardpass.core.tensors import Array, Signature, TensorSpec
 from forwardpass.errors import MalformedRequest, TensorMismatch
+from forwardpass.serve.batching import LOWEST_PRIORITY, NORMAL_PRIORITY
+from forwardpass.serve.binary import MAX_RANK, check_shape, decode_raw, encode_raw, listed
 
-__all__ = ["DATATYPES", "InferCall", "ResponseWriter", "decode_infer", "decode_tensor", "describe_tensors"]
+__all__ = [
+    "DATATYPES",
+    "NAMES",
+    "InferCall",
+    "ResponseWriter",
+    "call_priority",
+    "call_timeout_s",
+    "decode_infer",
+    "decode_raw_infer",
+    "decode_tensor",
+    "describe_tensors",
+    "spec_for",
+    "wanted_outputs",
+]
 
 DATATYPES = {
     "BOOL": "bool",
@@ -31,13 +45,11 @@ DATATYPES = {
     "FP16": "float16",
     "FP32": "float32",
     "FP64": "float64",
+    "BYTES": "object",
 }
-_NAMES = {dtype: name for name, dtype in DATATYPES.items()}
+NAMES = {dtype: name for name, dtype in DATATYPES.items()}
 _NAMES_BY_DTYPE = {np.dtype(dtype): name for name, dtype in DATATYPES.items()}
 _KINDS = {dtype: np.dtype(dtype).kind for dtype in DATATYPES.values()}
-MAX_RANK = 16
-MAX_SIZE = 2**63 - 1
-MAX_SHOWN_RANK = 8
 MICROSECOND_S = 1e-6
 MAX_TIMEOUT_S = 3600.0
 """Longer wishes are cut to this."""
@@ -64,13 +76,17 @@ class _Body(msgspec.Struct):
 
 
 class InferCall(msgspec.Struct, frozen=True, kw_only=True):
-    """A decoded request. `timeout_s` is the client's own deadline; `outputs` names those it wants, empty for all."""
+    """A decoded request. `timeout_s` is the client's own deadline."""
 
     tensors: dict[str, Array]
     num_rows: int
-    id: str | None
-    timeout_s: float | None
-    outputs: tuple[str, ...]
+    id: str | None = None
+    timeout_s: float | None = None
+    priority: int = NORMAL_PRIORITY
+    outputs: tuple[str, ...] = ()
+    """Those that the client wants; empty for all."""
+    binary: bool | frozenset[str] = False
+    """Whether the outputs go out as bytes, or which of them."""
 
 
 _decode_body = msgspec.json.Decoder(_Body).decode
@@ -86,16 +102,25 @@ def _decoders(kind: type) -> list[msgspec.json.Decoder[Any]]:
     return decoders
 
 
-_DECODERS = {"f": _decoders(float), "i": _decoders(int), "u": _decoders(int), "b": _decoders(bool)}
+_DECODERS = {
+    "f": _decoders(float),
+    "i": _decoders(int),
+    "u": _decoders(int),
+    "b": _decoders(bool),
+    "O": _decoders(str),
+}
 
 
-def decode_infer(body: bytes, signature: Signature) -> InferCall:
-    """Decode and check a request.
+def decode_infer(body: bytes, signature: Signature, *, num_json_bytes: int | None = None) -> InferCall:
+    """Decode and check a request; `num_json_bytes` says where the JSON ends and the bytes of tensors begin.
 
     Raises:
         MalformedRequest: it is not JSON of this protocol.
         TensorMismatch: a tensor does not fit the signature or its own shape.
     """
+    rest = memoryview(b"")
+    if num_json_bytes is not None:
+        rest, body = memoryview(body)[num_json_bytes:], body[:num_json_bytes]
     try:
         request = _decode_body(body)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
@@ -107,34 +132,84 @@ def decode_infer(body: bytes, signature: Signature) -> InferCall:
     for given in request.inputs:
         if given.name in tensors:
             raise TensorMismatch(tensor=given.name, reason="is given twice", expected="each input once")
-        tensors[given.name] = _decode_input(given, specs.get(given.name))
+        piece = None
+        if given.parameters and "binary_data_size" in given.parameters:
+            piece, rest = _take(rest, given.name, given.parameters["binary_data_size"])
+        tensors[given.name] = _decode_input(given, specs.get(given.name), piece)
+    if len(rest):
+        raise MalformedRequest(reason=f"{len(rest)} bytes follow that belong to no input")
     return InferCall(
         tensors=tensors,
         num_rows=signature.validate(tensors),
         id=request.id,
-        timeout_s=_timeout(request.parameters),
-        outputs=_wanted(request.outputs, signature),
+        timeout_s=call_timeout_s(request.parameters),
+        priority=call_priority(request.parameters),
+        outputs=wanted_outputs([output.name for output in request.outputs or ()], signature),
+        binary=_binary_outputs(request),
     )
 
 
-def _decode_input(given: _Input, spec: TensorSpec | None) -> Array:
-    if spec is None:
-        return np.zeros(0)  # its name is not the model's: Signature.validate says so, with the names there are
-    if given.parameters and "binary_data_size" in given.parameters:
-        raise TensorMismatch(tensor=given.name, reason="is announced as binary data", expected="'data' in JSON")
-    dtype = DATATYPES.get(given.datatype)
+def decode_raw_infer(body: bytes, signature: Signature) -> InferCall:
+    """Decode a body that is nothing but the bytes of the only input, one row of it.
+
+    Raises:
+        MalformedRequest: the model does not have one input whose shape the number of bytes tells.
+        TensorMismatch: the number of bytes does not fit.
+    """
+    spec, *more = signature.inputs
+    sizes = [1 if axis == 0 and signature.is_batchable else size for axis, size in enumerate(spec.shape)]
+    unknown = [axis for axis, size in enumerate(sizes) if isinstance(size, str)]
+    if more or len(unknown) > 1 or spec.dtype == "object":
+        raise MalformedRequest(reason="only one input of numbers with at most one dynamic axis can be sent raw")
+    known = [size for size in sizes if isinstance(size, int)]
+    if unknown:
+        row_bytes = int(np.prod(known, dtype=np.int64)) * np.dtype(spec.dtype).itemsize
+        sizes[unknown[0]] = len(body) // max(row_bytes, 1)
+    tensors = {spec.name: decode_raw(body, [int(size) for size in sizes], spec)}
+    return InferCall(tensors=tensors, num_rows=signature.validate(tensors), binary=True)
+
+
+def _take(rest: memoryview, name: str, size: object) -> tuple[memoryview, memoryview]:
+    if not isinstance(size, int) or isinstance(size, bool) or not 0 <= size <= len(rest):
+        raise TensorMismatch(
+            tensor=name, reason=f"announces {str(size)[:20]} bytes", expected=f"at most the {len(rest)} that follow"
+        )
+    return rest[:size], rest[size:]
+
+
+def spec_for(name: str, datatype: str, signature: Signature) -> TensorSpec | None:
+    """Return the specification of an input, or None if the model has none of this name.
+
+    Raises:
+        TensorMismatch: the datatype is not that of the input.
+    """
+    spec = next((spec for spec in signature.inputs if spec.name == name), None)
+    if spec is not None:
+        _check_datatype(datatype, spec)
+    return spec
+
+
+def _check_datatype(datatype: str, spec: TensorSpec) -> None:
+    dtype = DATATYPES.get(datatype)
     if dtype is None:
         known = ", ".join(DATATYPES)
-        raise TensorMismatch(
-            tensor=given.name, reason=f"has the datatype '{given.datatype}'", expected=f"one of {known}"
-        )
-    if dtype == "float16":
+        raise TensorMismatch(tensor=spec.name, reason=f"has the datatype '{datatype[:20]}'", expected=f"one of {known}")
+    if dtype != spec.dtype:
+        expected = f"{NAMES[spec.dtype]} ({spec})"
+        raise TensorMismatch(tensor=spec.name, reason=f"has the datatype {datatype}", expected=expected)
+
+
+def _decode_input(given: _Input, spec: TensorSpec | None, piece: memoryview | None) -> Array:
+    if spec is None:
+        return np.zeros(0)  # its name is not the model's: Signature.validate says so, with the names there are
+    _check_datatype(given.datatype, spec)
+    if piece is not None:
+        if bytes(given.data):
+            raise TensorMismatch(tensor=spec.name, reason="has 'data' and binary data", expected="one of the two")
+        return decode_raw(piece, given.shape, spec)
+    if spec.dtype == "float16":
         raise TensorMismatch(
             tensor=given.name, reason="is FP16, which JSON cannot carry exactly", expected="binary data"
-        )
-    if dtype != spec.dtype:
-        raise TensorMismatch(
-            tensor=given.name, reason=f"has the datatype {given.datatype}", expected=f"{_NAMES[spec.dtype]} ({spec})"
         )
     if not bytes(given.data):
         raise TensorMismatch(tensor=given.name, reason="has no 'data'", expected=str(spec))
@@ -147,36 +222,36 @@ def decode_tensor(data: msgspec.Raw | bytes, shape: tuple[int, ...], spec: Tenso
     Raises:
         TensorMismatch: the number, kind or range of the elements does not fit.
     """
-    if len(shape) > MAX_RANK or min(shape, default=0) < 0 or max(shape, default=0) > MAX_SIZE:
-        raise TensorMismatch(tensor=spec.name, reason=f"has the impossible shape {_listed(shape)}", expected=str(spec))
+    num_elements = check_shape(shape, spec)
     decoders = _DECODERS[_KINDS[spec.dtype]]
     values = _decode_list(data, decoders, len(shape), spec)
     flat = not values or not isinstance(values[0], list)
-    if flat and len(values) != math.prod(shape):
+    if flat and len(values) != num_elements:
         raise TensorMismatch(
             tensor=spec.name,
-            reason=f"has {len(values)} elements for the shape {_listed(shape)}",
-            expected=f"{math.prod(shape)} elements",
+            reason=f"has {len(values)} elements for the shape {listed(shape)}",
+            expected=f"{num_elements} elements",
         )
     try:
         with np.errstate(over="ignore"):  # what overflows is refused below
-            array = np.array(values, dtype=spec.dtype)
+            array = _strings(values, shape) if spec.dtype == "object" else np.array(values, dtype=spec.dtype)
     except (OverflowError, ValueError) as error:
-        reason = f"has a value beyond {_NAMES[spec.dtype]}, or rows of different lengths"
+        reason = f"has a value beyond {NAMES[spec.dtype]}, or rows of different lengths"
         raise TensorMismatch(tensor=spec.name, reason=reason, expected=str(spec)) from error
     if not flat and array.shape != shape:
-        found, listed = list(array.shape), _listed(shape)
+        found, wanted = list(array.shape), listed(shape)
         raise TensorMismatch(
-            tensor=spec.name, reason=f"is nested as {found} but has the shape {listed}", expected=listed
+            tensor=spec.name, reason=f"is nested as {found} but has the shape {wanted}", expected=wanted
         )
     if decoders is _DECODERS["f"] and not np.logical_and.reduce(np.isfinite(array), axis=None):
-        raise TensorMismatch(tensor=spec.name, reason=f"has a value beyond {_NAMES[spec.dtype]}", expected=str(spec))
+        raise TensorMismatch(tensor=spec.name, reason=f"has a value beyond {NAMES[spec.dtype]}", expected=str(spec))
     return array.reshape(shape)
 
 
-def _listed(shape: tuple[int, ...]) -> str:
-    more = ["…"] if len(shape) > MAX_SHOWN_RANK else []
-    return f"[{', '.join([*map(str, shape[:MAX_SHOWN_RANK]), *more])}]"
+def _strings(values: list[Any], shape: tuple[int, ...]) -> Array:
+    """Return texts as the bytes that BYTES are."""
+    nested = np.array(values, dtype=object)
+    return np.array([str(text).encode() for text in nested.ravel()], dtype=object).reshape(nested.shape or shape)
 
 
 def _decode_list(
@@ -203,8 +278,12 @@ def _wrong_data(error: Exception, spec: TensorSpec) -> TensorMismatch:
     )
 
 
-def _timeout(parameters: Mapping[str, Any] | None) -> float | None:
-    """Return the parameter `timeout`, in microseconds as in Triton."""
+def call_timeout_s(parameters: Mapping[str, Any] | None) -> float | None:
+    """Return the parameter `timeout`, in microseconds as in Triton.
+
+    Raises:
+        MalformedRequest: it is not a positive whole number.
+    """
     value = (parameters or {}).get("timeout")
     if value is None:
         return None
@@ -213,16 +292,40 @@ def _timeout(parameters: Mapping[str, Any] | None) -> float | None:
     return min(value, int(MAX_TIMEOUT_S / MICROSECOND_S)) * MICROSECOND_S
 
 
-def _wanted(outputs: Sequence[_Output] | None, signature: Signature) -> tuple[str, ...]:
-    if not outputs:
-        return ()
-    known = {spec.name for spec in signature.outputs}
-    for output in outputs:
-        if output.name not in known:
-            raise MalformedRequest(
-                reason=f"there is no output '{output.name}'; the model has {', '.join(sorted(known))}"
-            )
-    return tuple(output.name for output in outputs)
+def call_priority(parameters: Mapping[str, Any] | None) -> int:
+    """Return the parameter `priority`: 1 is the highest, 0 and none are the normal one.
+
+    Raises:
+        MalformedRequest: it is not a whole number, or negative.
+    """
+    value = (parameters or {}).get("priority", 0)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        reason = f"the parameter 'priority' must be a whole number from 1 (highest) to {LOWEST_PRIORITY}"
+        raise MalformedRequest(reason=reason)
+    return min(value, LOWEST_PRIORITY) or NORMAL_PRIORITY
+
+
+def wanted_outputs(names: Sequence[str], signature: Signature) -> tuple[str, ...]:
+    """Return the names of the outputs that a client wants.
+
+    Raises:
+        MalformedRequest: there is no such output, or one is named twice.
+    """
+    known = [spec.name for spec in signature.outputs]
+    for name in names:
+        if name not in known:
+            raise MalformedRequest(reason=f"there is no output '{name[:64]}'; the model has {', '.join(known)}")
+    if len(set(names)) != len(names):
+        raise MalformedRequest(reason="an output is named twice")
+    return tuple(names)
+
+
+def _binary_outputs(request: _Body) -> bool | frozenset[str]:
+    for_all = bool((request.parameters or {}).get("binary_data_output", False))
+    if not request.outputs:
+        return for_all
+    chosen = {output.name: (output.parameters or {}).get("binary_data", for_all) for output in request.outputs}
+    return frozenset(name for name, is_binary in chosen.items() if is_binary)
 
 
 def describe_tensors(specs: Sequence[TensorSpec]) -> list[dict[str, object]]:
@@ -230,18 +333,19 @@ def describe_tensors(specs: Sequence[TensorSpec]) -> list[dict[str, object]]:
     return [
         {
             "name": spec.name,
-            "datatype": _NAMES[spec.dtype],
+            "datatype": NAMES[spec.dtype],
             "shape": [dim if isinstance(dim, int) else -1 for dim in spec.shape],
         }
         for spec in specs
     ]
 
 
-class _OutputTensor(msgspec.Struct):
+class _OutputTensor(msgspec.Struct, omit_defaults=True):
     name: str
     datatype: str
     shape: tuple[int, ...]
-    data: list[Any]
+    data: list[Any] | msgspec.UnsetType = msgspec.UNSET
+    parameters: dict[str, int] | None = None
 
 
 class _ResponseBody(msgspec.Struct, omit_defaults=True):
@@ -252,7 +356,7 @@ class _ResponseBody(msgspec.Struct, omit_defaults=True):
 
 
 class ResponseWriter:
-    """Encodes the outputs of one model."""
+    """Encodes the outputs of one version of a model."""
 
     def __init__(self, model: str, version: str) -> None:
         self._model = model
@@ -263,7 +367,29 @@ class ResponseWriter:
         """Encode the outputs that the call wants, in the model's order, with its id."""
         wanted = call.outputs or outputs
         tensors = [
-            _OutputTensor(name, _NAMES_BY_DTYPE[array.dtype], array.shape, array.ravel().tolist())
+            _OutputTensor(name, _NAMES_BY_DTYPE[array.dtype], array.shape, _values(array))
             for name, array in ((name, outputs[name]) for name in wanted)
         ]
         return self._encode(_ResponseBody(self._model, self._version, tensors, call.id))
+
+    def write_binary(self, outputs: Mapping[str, Array], call: InferCall) -> tuple[bytes, int]:
+        """Encode like `write`, with the bytes of tensors after the JSON; return also how long the JSON is."""
+        tensors, pieces = [], []
+        for name in call.outputs or outputs:
+            array = outputs[name]
+            tensor = _OutputTensor(name, _NAMES_BY_DTYPE[array.dtype], array.shape)
+            if call.binary is True or (call.binary and name in call.binary):
+                pieces.append(encode_raw(array))
+                tensor.parameters = {"binary_data_size": len(pieces[-1])}
+            else:
+                tensor.data = _values(array)
+            tensors.append(tensor)
+        head = self._encode(_ResponseBody(self._model, self._version, tensors, call.id))
+        return b"".join((head, *pieces)), len(head)
+
+
+def _values(array: Array) -> list[Any]:
+    if array.dtype == object:
+        return [text.decode("utf-8", "replace") if isinstance(text, bytes) else text for text in array.ravel()]
+    values: list[Any] = array.ravel().tolist()
+    return values

@@ -14,6 +14,7 @@ from enum import Enum, auto
 
 import msgspec
 
+from forwardpass.bundle import Bundle
 from forwardpass.serve.channel import (
     MAX_MESSAGE_BYTES,
     Arena,
@@ -65,7 +66,7 @@ class WorkerListener:
 class WorkerProcess:
     """Keeps one worker running. After a death it is started again, with pauses that double up to five seconds."""
 
-    def __init__(self, bundle: str, variant: str, num_threads: int, listener: WorkerListener) -> None:
+    def __init__(self, bundle: Bundle, variant: str, num_threads: int, listener: WorkerListener) -> None:
         self._bundle = bundle
         self._variant = variant
         self._num_threads = num_threads
@@ -121,7 +122,8 @@ class WorkerProcess:
         ours, theirs = socket_pair()
         arena = Arena.create()
         config = WorkerConfig(
-            bundle=self._bundle,
+            bundle=str(self._bundle.path),
+            digest=self._bundle.digest,
             variant=self._variant,
             num_threads=self._num_threads,
             channel=theirs.fileno(),

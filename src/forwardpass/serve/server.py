@@ -5,29 +5,26 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import ipaddress
 import logging
 import os
 import signal
-from collections.abc import Callable
+import ssl
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
-from forwardpass.bundle import Bundle, BundledVariant
 from forwardpass.core.latency import LatencyTable
-from forwardpass.core.variants import BatchInvariance
-from forwardpass.errors import AddressInUse, ModelNotServed
-from forwardpass.processors import open_processor
+from forwardpass.errors import AddressInUse, InvalidOption
 from forwardpass.serve.app import Application
-from forwardpass.serve.batching import BatchQueue, LatencyEstimate, QueueStatistics
-from forwardpass.serve.channel import Failed
+from forwardpass.serve.auth import Gate, KeyRing, OpenGate
+from forwardpass.serve.batching import QueueStatistics
 from forwardpass.serve.connections import Connections
-from forwardpass.serve.dispatching import Dispatcher
 from forwardpass.serve.http import HttpConnection
-from forwardpass.serve.process import WorkerProcess, WorkerState
+from forwardpass.serve.models import ModelConfig
+from forwardpass.serve.repository import Repository
 from forwardpass.serve.settings import ServeSettings
 
 __all__ = ["Server", "serve"]
-
-UNMEASURED_MAX_BATCH_ROWS = 32
-"""For a variant whose batches were never measured; what it learns while serving corrects the predictions."""
 
 SETTLE_S = 0.1
 """Requests that are on their way when the server is told to stop are still read, and told that they are the last."""
@@ -36,68 +33,46 @@ log = logging.getLogger("forwardpass.serve")
 
 
 class Server:
-    """One bundle behind one port, with one worker process."""
+    """Models behind one port: those of `configs`, and those in the subfolders of the repository `root`."""
 
-    def __init__(self, bundle: Bundle, settings: ServeSettings) -> None:
-        self._bundle = bundle
+    def __init__(self, configs: Sequence[ModelConfig], settings: ServeSettings, *, root: Path | None = None) -> None:
         self._settings = settings
-        self._variant = bundle.variant(settings.variant)
-        self.num_threads = settings.num_threads or _num_threads(self._variant)
-        table = self._variant.latency_for(self.num_threads)
-        self._latency = LatencyEstimate(table)
-        self._queue = BatchQueue(
-            max_batch_rows=settings.max_batch_rows or max_batch_rows(self._variant, table),
-            max_queue_rows=settings.max_queue_rows,
-            latency=self._latency,
-        )
         self._is_draining = False
+        self._watching: asyncio.Task[None] | None = None
+        self._gate = _gate(settings)
+        self._tls = _tls(settings)
+        self.repository = Repository(
+            configs, root=root, defaults=settings.model, grace_s=settings.grace_s, on_change=self._on_change
+        )
+        self._application = Application(
+            self.repository, self._gate, max_body_bytes=settings.max_body_bytes, is_draining=lambda: self._is_draining
+        )
 
     async def start(self) -> None:
-        """Start the worker, wait until it has checked its golden answers, and listen.
+        """Load the models, wait until each has checked its golden answers, and listen.
 
         Raises:
-            ModelNotServed: the variant cannot be loaded, or answers differently on this machine.
-            UnknownProcessor: no installed package provides the bundle's processor.
+            BundleError: a bundle cannot be trusted.
+            ModelNotServed: a variant cannot be loaded, or answers differently on this machine.
+            UnknownProcessor: no installed package provides a bundle's processor.
             AddressInUse: the port is taken.
         """
-        record = self._bundle.manifest.processor
-        processor = open_processor(record.name, self._bundle.locate(record.folder)) if record else None
-        self._dispatcher = Dispatcher(
-            model=self._bundle.name,
-            signature=self._bundle.signature,
-            queue=self._queue,
-            latency=self._latency,
-            hang_s=self._settings.hang_s,
-        )
-        self._worker = WorkerProcess(
-            str(self._bundle.path), self._variant.name, self.num_threads, self._dispatcher.listener
-        )
-        self._dispatcher.attach(self._worker)
-        try:
-            await self._start_worker()
-        except BaseException:
-            await self._worker.stop()
-            raise
-        self._application = Application(
-            name=self._bundle.name,
-            signature=self._bundle.signature,
-            variant=self._variant,
-            processor=processor,
-            dispatcher=self._dispatcher,
-            timeout_s=self._settings.timeout_s,
-            is_ready=lambda: self.is_ready,
-        )
         self._connections = Connections(max_connections=self._settings.max_connections)
         try:
+            await self.repository.start()
             await self._listen()
         except BaseException:
+            await self.repository.stop()
             self._application.close()
-            await self._worker.stop()
             raise
+        if self._settings.watch_s is not None:
+            self._watching = asyncio.ensure_future(self.repository.watch(self._settings.watch_s))
 
     async def stop(self) -> None:
-        """Refuse new connections, answer what was accepted within the grace time, and end the worker."""
+        """Refuse new connections, answer what was accepted within the grace time, and end the workers."""
         self._is_draining = True
+        if self._watching is not None:
+            self._watching.cancel()
         self._connections.announce_closing()
         try:
             async with asyncio.timeout(self._settings.grace_s):
@@ -107,10 +82,9 @@ class Server:
         except TimeoutError:
             log.warning("the grace time is over; what is still open is answered with an error")
             self._listener.close()
-            self._dispatcher.close()
-            self._connections.close_all()
+        await self.repository.stop()
+        self._connections.close_all()
         self._application.close()
-        await self._worker.stop()
 
     @property
     def address(self) -> tuple[str, int]:
@@ -119,69 +93,90 @@ class Server:
         return host, port
 
     @property
-    def is_ready(self) -> bool:
-        """Whether requests are answered: the worker is there, and the server is not stopping."""
-        return not self._is_draining and self._worker.state in (WorkerState.IDLE, WorkerState.BUSY)
+    def url(self) -> str:
+        """Where clients find it."""
+        host, port = self.address
+        return f"{'https' if self._tls else 'http'}://{f'[{host}]' if ':' in host else host}:{port}"
 
     @property
-    def worker_pid(self) -> int:
-        """The process that runs the model now."""
-        return self._worker.pid
+    def is_ready(self) -> bool:
+        """Whether requests are answered: every model is there, and the server is not stopping."""
+        return self._application.is_ready
 
-    def learn_table(self, table: LatencyTable) -> None:
-        """Take over latencies that were measured after the start, and batch as they advise."""
-        self._latency.learn_table(table)
-        if self._settings.max_batch_rows is None:
-            self._queue.max_batch_rows = max_batch_rows(self._variant, table)
+    @property
+    def worker_pids(self) -> tuple[int, ...]:
+        """The processes that run the models now."""
+        models = self.repository.models.values()
+        return tuple(pid for model in models for version in model.versions.values() for pid in version.worker_pids)
 
-    def statistics(self) -> QueueStatistics:
-        """Return what the queue holds and has done."""
-        return self._queue.statistics()
+    def num_threads(self, model: str) -> int:
+        """Threads per call of a model."""
+        return self.repository.models[model].default.sizing.num_threads
 
-    def describe(self) -> str:
-        """Return one line on how the bundle is served."""
-        host, port = self.address
-        return (
-            f"{self._bundle.name} ({self._variant.name}, threads: {self.num_threads}, rows in a batch: up to "
-            f"{self._queue.max_batch_rows}) on http://{host}:{port}"
-        )
+    def learn_table(self, model: str, table: LatencyTable) -> None:
+        """Take over latencies of a model that were measured after the start, and batch as they advise."""
+        self.repository.models[model].default.learn_table(table)
 
-    async def _start_worker(self) -> None:
-        answer = await self._worker.start()
-        if isinstance(answer, Failed):
-            raise ModelNotServed(model=self._bundle.name, reason=answer.message)
+    def statistics(self, model: str | None = None) -> QueueStatistics:
+        """Return what the queue of a model holds and has done; of the only one, without a name."""
+        models = self.repository.models
+        return models[model or next(iter(models))].default.statistics()
+
+    def describe(self) -> list[str]:
+        """Return a line on each version that is served, and where."""
+        models = self.repository.models.values()
+        versions = [version for model in models for version in model.versions.values()]
+        several = len(versions) > len(self.repository.models)
+        return [f"{version.describe()}{f', version {version.number}' if several else ''}" for version in versions]
+
+    def _on_change(self) -> None:
+        self._application.rebuild()
 
     async def _listen(self) -> None:
         loop = asyncio.get_running_loop()
         host, port = self._settings.host, self._settings.port
+        application = self._application
         try:
             self._listener = await loop.create_server(
-                lambda: HttpConnection(self._application.handle, self._settings, self._connections),
+                lambda: HttpConnection(application.admit, application.handle, self._settings, self._connections),
                 host,
                 port,
                 backlog=1024,
+                ssl=self._tls,
             )
         except OSError as error:
             reason = os.strerror(error.errno).lower() if error.errno else str(error)
             raise AddressInUse(address=f"{host}:{port}", reason=reason) from error
 
 
-def serve(bundle: Bundle, settings: ServeSettings, *, on_ready: Callable[[Server], None] | None = None) -> None:
+def serve(
+    configs: Sequence[ModelConfig],
+    settings: ServeSettings,
+    *,
+    root: Path | None = None,
+    on_ready: Callable[[Server], None] | None = None,
+) -> None:
     """Serve until SIGTERM or SIGINT, then answer what was accepted and return. A second signal ends at once.
 
     Raises:
-        ModelNotServed: the variant cannot be loaded, or answers differently on this machine.
+        BundleError: a bundle cannot be trusted.
+        ModelNotServed: a variant cannot be loaded, or answers differently on this machine.
         AddressInUse: the port is taken.
     """
     try:
         import uvloop
     except ImportError:  # there is none for some systems
-        asyncio.run(_serve(bundle, settings, on_ready))
+        asyncio.run(_serve(configs, settings, root, on_ready))
     else:
-        uvloop.run(_serve(bundle, settings, on_ready))
+        uvloop.run(_serve(configs, settings, root, on_ready))
 
 
-async def _serve(bundle: Bundle, settings: ServeSettings, on_ready: Callable[[Server], None] | None) -> None:
+async def _serve(
+    configs: Sequence[ModelConfig],
+    settings: ServeSettings,
+    root: Path | None,
+    on_ready: Callable[[Server], None] | None,
+) -> None:
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
 
@@ -193,7 +188,7 @@ async def _serve(bundle: Bundle, settings: ServeSettings, on_ready: Callable[[Se
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal)
-    server = Server(bundle, settings)
+    server = Server(configs, settings, root=root)
     starting = asyncio.ensure_future(server.start())
     waiting = asyncio.ensure_future(stopping.wait())
     await asyncio.wait((starting, waiting), return_when=asyncio.FIRST_COMPLETED)
@@ -205,7 +200,7 @@ async def _serve(bundle: Bundle, settings: ServeSettings, on_ready: Callable[[Se
         return
     starting.result()
     gc.freeze()  # what is there by now stays: the collector need not look at it again and again
-    log.info("ready: %s", server.describe())
+    log.info("ready on %s", server.url)
     if on_ready is not None:
         on_ready(server)
     await waiting
@@ -214,17 +209,28 @@ async def _serve(bundle: Bundle, settings: ServeSettings, on_ready: Callable[[Se
     log.info("stopped")
 
 
-def max_batch_rows(variant: BundledVariant, table: LatencyTable | None) -> int:
-    """Return how many rows of different requests may share a batch.
-
-    One, for a variant whose rows change each other's answers or that cannot be batched; otherwise the batch size with
-    the best throughput, which is one where batching gains nothing.
-    """
-    if variant.invariance in (BatchInvariance.INTERFERENCE, BatchInvariance.NOT_BATCHABLE):
-        return 1
-    return table.best_batch_size if table is not None else UNMEASURED_MAX_BATCH_ROWS
+def _gate(settings: ServeSettings) -> Gate:
+    return KeyRing(settings.keys) if settings.keys is not None else OpenGate(is_loopback=_is_loopback(settings.host))
 
 
-def _num_threads(variant: BundledVariant) -> int:
-    table = variant.latency_for()
-    return table.num_threads if table is not None else len(os.sched_getaffinity(0))
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _tls(settings: ServeSettings) -> ssl.SSLContext | None:
+    if settings.certificate is None:
+        return None
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    try:
+        context.load_cert_chain(settings.certificate, settings.private_key)
+        if settings.client_ca is not None:
+            context.load_verify_locations(settings.client_ca)
+            context.verify_mode = ssl.CERT_REQUIRED
+    except (OSError, ssl.SSLError) as error:
+        expected = f"PEM files of a certificate and its key ({error.strerror or error})"
+        raise InvalidOption(option="--tls-cert", value=str(settings.certificate), expected=expected) from error
+    return context

@@ -2,30 +2,51 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 
-__all__ = ["ServeSettings"]
+from forwardpass.core.slo import Slo
+
+__all__ = ["ModelSettings", "ServeSettings"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSettings:
+    """How one model is served. What is None is decided from the bundle and its profile."""
+
+    variant: str | None = None
+    num_threads: int | None = None
+    num_workers: int | None = None
+    max_batch_rows: int | None = None
+    max_queue_rows: int = 1024
+    slo: Slo | None = None
+    """The latency target, where the bundle's own is to be overruled or it has none."""
+    timeout_s: float | None = None
+    """Deadline of a request that names none; without it the target's limit, and without a target 30 seconds."""
+    hang_s: float = 60.0
+    """A batch that runs longer than this, and twenty times longer than predicted, has hung: its worker is replaced."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServeSettings:
-    """How a bundle is served. What is None is decided from the bundle's profile.
+    """How the server deals with its clients, and `model`, the settings of models that have none of their own.
 
     The limits are for strangers: a client that sends slowly, much or for ever costs a bounded amount.
     """
 
     host: str = "127.0.0.1"
     port: int = 8000
-    variant: str | None = None
-    num_threads: int | None = None
-    max_batch_rows: int | None = None
-    max_queue_rows: int = 1024
-    timeout_s: float = 30.0
-    """Deadline of a request that names none."""
+    model: ModelSettings = field(default_factory=ModelSettings)
     grace_s: float = 30.0
     """For answering what is open after a signal to stop."""
-    hang_s: float = 60.0
-    """A batch that runs longer than this, and twenty times longer than predicted, has hung: its worker is replaced."""
+    keys: Path | None = None
+    """File of API keys; without one everybody who reaches the server may use it."""
+    certificate: Path | None = None
+    """PEM file for TLS; `private_key` belongs to it, and with `client_ca` clients need a certificate, too."""
+    private_key: Path | None = None
+    client_ca: Path | None = None
+    watch_s: float | None = None
+    """How often to look for new versions of the models; None for never."""
     max_body_bytes: int = 64 * 2**20
     max_header_bytes: int = 16 * 2**10
     max_connections: int = 1024

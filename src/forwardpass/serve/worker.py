@@ -17,7 +17,7 @@ import msgspec
 
 from forwardpass.bundle import Bundle, BundledVariant, open_bundle
 from forwardpass.core.protocols import Runtime
-from forwardpass.errors import ForwardpassError
+from forwardpass.errors import BundleDamaged, ForwardpassError
 from forwardpass.predict import open_variant
 from forwardpass.runtimes import RuntimeOptions
 from forwardpass.serve.channel import (
@@ -57,6 +57,8 @@ def main(arguments: list[str]) -> None:
 
 def _load(config: WorkerConfig) -> Runtime:
     bundle = open_bundle(config.bundle)
+    if bundle.digest != config.digest:
+        raise BundleDamaged(path=config.bundle, reason="it was replaced while it was served; load the model again")
     variant = bundle.variant(config.variant)
     runtime = open_variant(bundle, variant.name, options=RuntimeOptions(num_threads=config.num_threads))
     _warm_up(runtime, bundle, variant)

@@ -7,21 +7,22 @@ import contextlib
 import re
 import tempfile
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from forwardpass.bundle import Bundle, open_bundle
+from forwardpass.bundle import Bundle, has_versions, open_bundle, read_name
 from forwardpass.core.calls import random_calls, random_tensors
 from forwardpass.core.tensors import BATCH_AXIS
 from forwardpass.core.variants import Format, Precision, Variant
-from forwardpass.errors import ForwardpassError
+from forwardpass.errors import ForwardpassError, InvalidOption
 from forwardpass.predict import GoldenCheck, PackingList, Predictor, VariantToPack, pack_bundle, verify_variant
 from forwardpass.runtimes import RuntimeOptions, open_runtime
 from forwardpass.wiring.inputs import bundled_variants, no_progress
 
 if TYPE_CHECKING:
-    from forwardpass.serve import Server, ServeSettings
+    from forwardpass.serve import ModelConfig, ModelSettings, Server, ServeSettings
 
 __all__ = ["Inspection", "inspect_bundle", "load", "serve_model"]
 
@@ -72,27 +73,61 @@ def inspect_bundle(bundle: Path | str) -> Inspection:
     return Inspection(bundle=opened, golden=checks)
 
 
-def serve_model(model: Path | str, *, settings: ServeSettings | None = None) -> None:
-    """Serve a bundle, or a bare ONNX file, until SIGTERM or SIGINT.
+def serve_model(
+    *models: Path | str, settings: ServeSettings | None = None, repository: Path | str | None = None
+) -> None:
+    """Serve bundles, folders of their versions, or bare ONNX files, until SIGTERM or SIGINT.
 
-    An ONNX file becomes a temporary bundle named after it; it is audited before it serves, and profiled in the
-    background while it does.
+    A folder whose subfolders 1, 2, 3 … are bundles serves the newest; `repository` is a folder of such folders, whose
+    models can be loaded and unloaded while the server runs. An ONNX file becomes a temporary bundle named after it; it
+    is audited before it serves, and profiled in the background while it does.
 
     Raises:
-        BundleError: the bundle cannot be trusted.
-        ModelNotServed: the variant cannot be loaded, or answers differently on this machine.
+        BundleError: a bundle cannot be trusted.
+        ModelNotServed: a variant cannot be loaded, or answers differently on this machine.
         AddressInUse: the port is taken.
     """
     from forwardpass.serve import ServeSettings, serve
 
     chosen = settings or ServeSettings()
-    path = Path(model)
-    if not path.is_file():
-        serve(open_bundle(path), chosen)
-        return
+    root = Path(repository) if repository is not None else None
+    if root is not None and not root.is_dir():
+        raise InvalidOption(option="--repository", value=str(root), expected="a folder of models")
+    if not models and root is None:
+        raise InvalidOption(option="BUNDLE", value="", expected="at least one bundle, or --repository FOLDER")
     with tempfile.TemporaryDirectory(prefix="forwardpass-serve-") as folder:
-        bundle = _quick_bundle(path, Path(folder) / "bundle")
-        serve(bundle, chosen, on_ready=lambda server: _profile_in_background(server, bundle))
+        quick = {}
+        configs: list[ModelConfig] = []
+        for number, model in enumerate(map(Path, models)):
+            path = model
+            if model.is_file():
+                path = Path(folder) / str(number) / "bundle"
+                quick[_quick_bundle(model, path).name] = path
+            configs.append(_config(path, chosen.model))
+        _check_names(configs)
+
+        def on_ready(server: Server) -> None:
+            for name, path in quick.items():
+                _profile_in_background(server, name, open_bundle(path))
+
+        serve(configs, chosen, root=root, on_ready=on_ready)
+
+
+def _config(path: Path, settings: ModelSettings) -> ModelConfig:
+    """Name a model after its bundle, or a folder of versions after itself."""
+    from forwardpass.serve import ModelConfig
+
+    name = path.absolute().name if has_versions(path) else read_name(path)
+    return ModelConfig(name=name, path=path, settings=settings)
+
+
+def _check_names(configs: Sequence[ModelConfig]) -> None:
+    names = [config.name for config in configs]
+    for name in names:
+        if names.count(name) > 1:
+            paths = ", ".join(str(config.path) for config in configs if config.name == name)
+            expected = "models of different names; versions of one model go into folders 1, 2, … of one folder"
+            raise InvalidOption(option="BUNDLE", value=paths, expected=expected)
 
 
 def _quick_bundle(model: Path, destination: Path) -> Bundle:
@@ -114,18 +149,18 @@ def _quick_bundle(model: Path, destination: Path) -> Bundle:
     return pack_bundle(destination, packing)
 
 
-def _profile_in_background(server: Server, bundle: Bundle) -> None:
+def _profile_in_background(server: Server, name: str, bundle: Bundle) -> None:
     """Measure the variant in a process of its own while the server works, and let it batch accordingly."""
     from forwardpass.profile import ProfileSettings, profile_variants
 
     loop = asyncio.get_running_loop()
     variant = bundled_variants(bundle)[0]
-    settings = replace(ProfileSettings.quick(), thread_counts=(server.num_threads,), num_cold_starts=2)
+    settings = replace(ProfileSettings.quick(), thread_counts=(server.num_threads(name),), num_cold_starts=2)
 
     def measure() -> None:
         calls = random_calls(bundle.signature, settings.batch_sizes, {})
         with contextlib.suppress(ForwardpassError, RuntimeError):  # the server may have stopped meanwhile
             (profile,) = profile_variants([variant], calls, settings=settings, progress=no_progress)
-            loop.call_soon_threadsafe(server.learn_table, profile.latency_tables()[0])
+            loop.call_soon_threadsafe(server.learn_table, name, profile.latency_tables()[0])
 
     threading.Thread(target=measure, name="background-profile", daemon=True).start()

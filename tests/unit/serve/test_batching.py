@@ -31,6 +31,12 @@ def queue(latency: LatencyEstimate | None = None, *, max_queue_rows: int = MAX_Q
     )
 
 
+def push(full: BatchQueue, one: Ticket, *, now_s: float, busy_until_s: float) -> None:
+    """Put in a ticket if it is admitted."""
+    full.admit(one, now_s=now_s, busy_until_s=busy_until_s)
+    full.put(one)
+
+
 class QueueMachine(RuleBasedStateMachine):
     """Clients that come, leave and wait, and a worker that takes between no time and far too long."""
 
@@ -47,7 +53,7 @@ class QueueMachine(RuleBasedStateMachine):
     def arrive(self, rows: int, shape: str, patience_s: float) -> None:
         new = ticket(rows, deadline_s=self.now_s + patience_s, shape=shape)
         with suppress(Overloaded):
-            self.queue.push(new, now_s=self.now_s, busy_until_s=self.now_s)
+            push(self.queue, new, now_s=self.now_s, busy_until_s=self.now_s)
             self.waiting.append(new)
             return
         assert self.waiting, "an empty queue takes everything"
@@ -128,7 +134,7 @@ TestQueue.settings = settings(
 
 def fill(full: BatchQueue, *tickets: Ticket) -> None:
     for one in tickets:
-        full.push(one, now_s=0.0, busy_until_s=0.0)
+        push(full, one, now_s=0.0, busy_until_s=0.0)
 
 
 def test_an_idle_worker_gets_what_waits_at_once_and_a_busy_one_finds_a_full_batch() -> None:
@@ -166,9 +172,9 @@ def test_a_full_queue_refuses_and_says_when_to_come_back() -> None:
 
 def test_a_request_that_would_come_too_late_is_refused_at_once() -> None:
     busy = queue(LatencyEstimate(TABLE))
-    busy.push(ticket(), now_s=0.0, busy_until_s=5.0)
+    push(busy, ticket(), now_s=0.0, busy_until_s=5.0)
     with pytest.raises(Overloaded, match="the predicted wait of 6 s is longer than the request's deadline allows"):
-        busy.push(ticket(deadline_s=6.5), now_s=0.0, busy_until_s=5.0)
+        push(busy, ticket(deadline_s=6.5), now_s=0.0, busy_until_s=5.0)
 
 
 def test_predictions_follow_the_table_until_the_size_was_seen() -> None:
@@ -211,7 +217,7 @@ def test_a_prediction_that_was_far_too_high_locks_nobody_out(lateness: float) ->
         now_s = at * 10.0
         for one in (ticket(deadline_s=now_s + 1.0), ticket(deadline_s=now_s + 1.0)):
             try:
-                locked.push(one, now_s=now_s, busy_until_s=now_s)
+                push(locked, one, now_s=now_s, busy_until_s=now_s)
             except Overloaded:
                 continue
         batch = locked.pop_batch(now_s=now_s)

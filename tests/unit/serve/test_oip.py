@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -13,9 +14,18 @@ from hypothesis.extra import numpy as hnp
 
 from forwardpass.core.tensors import Array, Signature, TensorSpec
 from forwardpass.errors import MalformedRequest, RequestError, TensorMismatch
-from forwardpass.serve.oip import DATATYPES, InferCall, ResponseWriter, decode_infer, decode_tensor, describe_tensors
+from forwardpass.serve.binary import decode_raw, encode_raw
+from forwardpass.serve.oip import (
+    DATATYPES,
+    InferCall,
+    ResponseWriter,
+    decode_infer,
+    decode_raw_infer,
+    decode_tensor,
+    describe_tensors,
+)
 
-NAMES = {dtype: name for name, dtype in DATATYPES.items()}
+NAMES = {dtype: name for name, dtype in DATATYPES.items() if name != "BYTES"}
 PIXELS = TensorSpec(name="pixels", dtype="float32", shape=("batch", 3))
 IDS = TensorSpec(name="ids", dtype="int8", shape=("batch", "length"))
 SIGNATURE = Signature(inputs=(PIXELS,), outputs=(TensorSpec(name="scores", dtype="float32", shape=("batch", 2)),))
@@ -107,10 +117,14 @@ MISTAKES: list[tuple[object, str]] = [
      "Input 'pixels' is given twice; expected each input once."),
     (tensor(datatype="FP99"), f"Input 'pixels' has the datatype 'FP99'; expected one of {DTYPES}."),
     (tensor(datatype="INT64"), "Input 'pixels' has the datatype INT64; expected FP32 (float32[batch, 3])."),
-    (tensor(datatype="FP16"), "Input 'pixels' is FP16, which JSON cannot carry exactly; expected binary data."),
+    (tensor(datatype="FP16"), "Input 'pixels' has the datatype FP16; expected FP32 (float32[batch, 3])."),
     (tensor(data=None), "Input 'pixels' has no 'data'; expected float32[batch, 3]."),
     (tensor(data=None, parameters={"binary_data_size": 12}),
-     "Input 'pixels' is announced as binary data; expected 'data' in JSON."),
+     "Input 'pixels' announces 12 bytes; expected at most the 0 that follow."),
+    (tensor(parameters={"binary_data_size": 0}), "Input 'pixels' has 'data' and binary data; expected one of the two."),
+    (tensor() | {"parameters": {"priority": -1}},
+     "Malformed request: the parameter 'priority' must be a whole number from 1 (highest) to 9."),
+    (tensor() | {"outputs": [{"name": "scores"}, {"name": "scores"}]}, "Malformed request: an output is named twice."),
     (tensor(data=[1.0]), "Input 'pixels' has 1 elements for the shape [1, 3]; expected 3 elements."),
     (tensor(data=[[1.0, 2.0]]), "Input 'pixels' is nested as [1, 2] but has the shape [1, 3]; expected [1, 3]."),
     (tensor(shape=[2, 3], data=[[1, 2, 3], [4]]),
@@ -155,6 +169,93 @@ def test_an_integer_beyond_its_dtype_is_refused_and_never_wraps(value: int, dtyp
         decode_tensor(str([value]).encode(), (1,), spec)
     sentence = f"Input 'ids' has a value beyond {NAMES[dtype]}, or rows of different lengths; expected {dtype}[batch]."
     assert str(caught.value) == sentence
+
+
+def test_half_precision_does_not_go_through_json() -> None:
+    half = TensorSpec(name="x", dtype="float16", shape=("batch",))
+    body = {"inputs": [{"name": "x", "shape": [1], "datatype": "FP16", "data": [0.5]}]}
+    with pytest.raises(TensorMismatch, match="is FP16, which JSON cannot carry exactly; expected binary data"):
+        decode_infer(json.dumps(body).encode(), Signature(inputs=(half,), outputs=()))
+
+
+# --- binary
+
+
+def announce(array: Array, size: int, name: str = "x") -> dict[str, object]:
+    return {
+        "name": name,
+        "shape": array.shape,
+        "datatype": NAMES.get(array.dtype.name, "BYTES"),
+        "parameters": {"binary_data_size": size},
+    }
+
+
+@given(given_arrays=st.lists(arrays(), min_size=1, max_size=3), is_flat=st.booleans())
+def test_tensors_survive_as_bytes_in_any_number_and_next_to_json(given_arrays: list[Array], is_flat: bool) -> None:
+    inputs, specs, raw = [], [], []
+    for number, array in enumerate(given_arrays):
+        name = f"x{number}"
+        specs.append(
+            TensorSpec(name=name, dtype=array.dtype.name, shape=tuple(f"{name}_{i}" for i in range(array.ndim)))
+        )
+        if number == 1 and array.dtype != np.float16:
+            data = array.ravel().tolist() if is_flat else array.tolist()
+            inputs.append({"name": name, "shape": array.shape, "datatype": NAMES[array.dtype.name], "data": data})
+        else:
+            raw.append(array.tobytes())
+            inputs.append(announce(array, len(raw[-1]), name))
+    head = json.dumps({"inputs": inputs}).encode()
+    signature = Signature(inputs=tuple(specs), outputs=())
+    call = decode_infer(head + b"".join(raw), signature, num_json_bytes=len(head))
+    for number, array in enumerate(given_arrays):
+        decoded = call.tensors[f"x{number}"]
+        assert (decoded.dtype, decoded.shape) == (array.dtype, array.shape)
+        np.testing.assert_array_equal(decoded, array)
+
+
+@given(texts=st.lists(st.binary(max_size=9), max_size=6))
+def test_strings_survive_as_bytes(texts: list[bytes]) -> None:
+    spec = TensorSpec(name="x", dtype="object", shape=("batch",))
+    array = np.empty(len(texts), object)
+    array[:] = texts
+    assert decode_raw(encode_raw(array), (len(texts),), spec).tolist() == texts
+
+
+@given(noise=st.binary(max_size=40), shape=st.lists(st.integers(-2, 2**70), max_size=4), is_text=st.booleans())
+def test_any_bytes_for_any_shape_are_a_tensor_or_a_sentence(noise: bytes, shape: list[int], is_text: bool) -> None:
+    spec = TensorSpec(name="x", dtype="object" if is_text else "int16", shape=("batch",))
+    with suppress(TensorMismatch):
+        assert decode_raw(noise, shape, spec).shape == tuple(shape)
+
+
+@given(
+    noise=st.binary(max_size=60),
+    size=st.one_of(st.integers(-5, 2**65), st.text(max_size=3), st.none(), st.booleans()),
+    cut=st.integers(0, 200),
+)
+def test_any_announcement_over_any_bytes_is_a_tensor_or_a_sentence(noise: bytes, size: object, cut: int) -> None:
+    head = json.dumps({"inputs": [announce(np.zeros((1, 3), np.float32), 0, "pixels")]})
+    body = head.replace('_size": 0', f'_size": {json.dumps(size)}').encode() + noise
+    with suppress(RequestError):
+        call = decode_infer(body, SIGNATURE, num_json_bytes=min(cut, len(body)))
+        assert call.tensors["pixels"].shape == (1, 3)
+
+
+@given(array=arrays())
+def test_binary_answers_hold_the_bytes_that_they_announce(array: Array) -> None:
+    call = InferCall(tensors={}, num_rows=1, binary=frozenset({"y"}))
+    body, num_json_bytes = ResponseWriter("m", "1").write_binary({"x": array, "y": array}, call)
+    in_json, in_bytes = json.loads(body[:num_json_bytes])["outputs"]
+    assert in_json["data"] == array.ravel().tolist()
+    assert in_bytes["parameters"] == {"binary_data_size": array.nbytes}
+    assert body[num_json_bytes:] == array.tobytes()
+
+
+@pytest.mark.parametrize("length", [1, 5])
+def test_a_raw_body_is_one_row_whose_length_the_bytes_tell(length: int) -> None:
+    signature = Signature(inputs=(IDS,), outputs=())
+    call = decode_raw_infer(bytes(range(length)), signature)
+    assert (call.num_rows, call.tensors["ids"].tolist()) == (1, [list(range(length))])
 
 
 DEEP = b"[" * 250_000

@@ -1,0 +1,94 @@
+"""Tensors as raw bytes, as in the binary extension of the protocol and in gRPC: row-major, little-endian.
+
+Strings (BYTES) are a four-byte length and the bytes, one after another.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Sequence
+
+import numpy as np
+
+from forwardpass.core.tensors import Array, TensorSpec
+from forwardpass.errors import TensorMismatch
+
+__all__ = ["MAX_RANK", "check_shape", "decode_raw", "encode_raw", "listed"]
+
+MAX_RANK = 16
+MAX_SIZE = 2**63 - 1
+MAX_SHOWN_RANK = 8
+_LENGTH = struct.Struct("<I")
+
+
+def check_shape(shape: Sequence[int], spec: TensorSpec) -> int:
+    """Return the number of elements.
+
+    Raises:
+        TensorMismatch: no tensor has this shape.
+    """
+    if len(shape) > MAX_RANK or min(shape, default=0) < 0 or max(shape, default=0) > MAX_SIZE:
+        raise TensorMismatch(tensor=spec.name, reason=f"has the impossible shape {listed(shape)}", expected=str(spec))
+    return math.prod(shape)
+
+
+def decode_raw(data: bytes | memoryview, shape: Sequence[int], spec: TensorSpec) -> Array:
+    """Return the bytes as an array of `shape` without copying them, but for strings and booleans.
+
+    Raises:
+        TensorMismatch: the number of bytes does not belong to the shape.
+    """
+    num_elements = check_shape(shape, spec)
+    if spec.dtype == "object":
+        return _decode_strings(data, num_elements, spec).reshape(shape)
+    dtype = np.dtype(spec.dtype)
+    if len(data) != num_elements * dtype.itemsize:
+        raise TensorMismatch(
+            tensor=spec.name,
+            reason=f"has {len(data)} bytes for the shape {listed(shape)}",
+            expected=f"{num_elements * dtype.itemsize} bytes",
+        )
+    array = np.frombuffer(data, dtype.newbyteorder("<")).reshape(shape)
+    return array.view(np.uint8) != 0 if spec.dtype == "bool" else array
+
+
+def encode_raw(array: Array) -> bytes:
+    """Return the array's bytes.
+
+    >>> encode_raw(np.array([b"ab", b""], object))
+    b'\\x02\\x00\\x00\\x00ab\\x00\\x00\\x00\\x00'
+    """
+    if array.dtype == object:
+        return b"".join(_LENGTH.pack(len(text)) + text for text in map(_as_bytes, array.ravel()))
+    return array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
+
+
+def listed(shape: Sequence[int]) -> str:
+    """Write a shape, shortened where somebody sent a very long one."""
+    more = ["…"] if len(shape) > MAX_SHOWN_RANK else []
+    return f"[{', '.join([*map(str, shape[:MAX_SHOWN_RANK]), *more])}]"
+
+
+def _decode_strings(data: bytes | memoryview, num_elements: int, spec: TensorSpec) -> Array:
+    texts: list[bytes] = []
+    at, end = 0, len(data)
+    while at < end and len(texts) < num_elements:
+        if at + 4 > end:
+            break
+        (size,) = _LENGTH.unpack_from(data, at)
+        texts.append(bytes(data[at + 4 : at + 4 + size]))
+        at += 4 + size
+    if at != end or len(texts) != num_elements:
+        raise TensorMismatch(
+            tensor=spec.name,
+            reason=f"has bytes that are not {num_elements} strings",
+            expected="a four-byte length and the bytes of each",
+        )
+    array = np.empty(num_elements, object)
+    array[:] = texts
+    return array
+
+
+def _as_bytes(text: object) -> bytes:
+    return text if isinstance(text, bytes) else str(text).encode()

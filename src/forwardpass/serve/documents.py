@@ -1,0 +1,270 @@
+"""What the server says of its own interface: an OpenAPI document, and a page that needs no network."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from forwardpass.core.tensors import TensorSpec
+from forwardpass.core.version import VERSION
+from forwardpass.serve.http import Exchange, Response
+from forwardpass.serve.models import Model
+from forwardpass.serve.oip import DATATYPES, NAMES
+from forwardpass.serve.repository import Repository
+from forwardpass.serve.responses import json_response
+
+if TYPE_CHECKING:
+    from jinja2 import Template
+
+__all__ = ["DocumentRoutes", "openapi_document"]
+
+OPENAPI_VERSION = "3.1.0"
+HTML = "text/html; charset=utf-8"
+POLICY = "; ".join(
+    (
+        "default-src 'none'",
+        "style-src 'unsafe-inline'",
+        "script-src 'unsafe-inline'",
+        "connect-src 'self'",
+        "base-uri 'none'",
+        "form-action 'none'",
+        "frame-ancestors 'none'",
+    )
+)
+"""The page may talk to this server and to nobody else."""
+_INTEGER = {"type": "integer"}
+_ERROR = {"$ref": "#/components/schemas/Error"}
+_REFUSALS = {
+    "400": "The request does not follow the protocol, or a tensor does not fit the model.",
+    "401": "An API key is needed.",
+    "403": "The API key does not allow this.",
+    "404": "There is no such model or version.",
+    "408": "The request was not received in time.",
+    "413": "The body is too large.",
+    "422": "This request has ended worker processes before and is not run again for a while.",
+    "429": "It would come too late; Retry-After says when to try again.",
+    "500": "The processor failed on this request.",
+    "503": "The server is loading or stopping.",
+    "504": "It could not be answered within its deadline.",
+}
+_SCALARS: Mapping[str, dict[str, object]] = {
+    "bool": {"type": "boolean"},
+    "object": {"type": "string"},
+    "float16": {"type": "number"},
+    "float32": {"type": "number"},
+    "float64": {"type": "number"},
+}
+
+
+class DocumentRoutes:
+    """`/openapi.json` and `/docs`."""
+
+    def __init__(self, repository: Repository) -> None:
+        self._repository = repository
+        self._template: Template | None = None
+
+    def openapi(self, exchange: Exchange) -> None:
+        """Answer the document."""
+        exchange.respond(json_response(openapi_document(list(self._repository.models.values()))))
+
+    def page(self, exchange: Exchange) -> None:
+        """Answer the page."""
+        from jinja2 import Environment, PackageLoader, select_autoescape
+
+        if self._template is None:
+            loader = PackageLoader("forwardpass.serve")
+            environment = Environment(loader=loader, autoescape=select_autoescape(), trim_blocks=True)
+            self._template = environment.get_template("docs.html")
+        models = [_described(model) for model in self._repository.models.values()]
+        page = self._template.render(models=models, version=VERSION, refusals=_REFUSALS)
+        policy = ("content-security-policy", POLICY)
+        exchange.respond(Response(status=200, body=page.encode(), headers=(policy,), content_type=HTML))
+
+
+def openapi_document(models: list[Model]) -> dict[str, object]:
+    """Describe every route of the models that are served."""
+    paths: dict[str, object] = {
+        "/v2": {"get": _get("Name, version and extensions of the server.", "server")},
+        "/v2/health/live": {"get": _get("Whether the server runs.", "server")},
+        "/v2/health/ready": {"get": _get("Whether every model answers.", "server", "503")},
+        "/v2/models/stats": {"get": _get("Statistics of all models.", "server", "401", "403")},
+        "/metrics": {"get": _get("Metrics for Prometheus.", "server", "401", "403", media="text/plain")},
+    }
+    for model in models:
+        paths |= _model_paths(model)
+    return {
+        "openapi": OPENAPI_VERSION,
+        "info": {"title": "forwardpass", "version": VERSION, "description": "Open Inference Protocol v2."},
+        "paths": paths,
+        "components": {
+            "schemas": {
+                "Error": {
+                    "type": "object",
+                    "required": ["error"],
+                    "properties": {"error": {"type": "string", "description": "What is wrong, in one sentence."}},
+                }
+            },
+            "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
+        },
+    }
+
+
+def _model_paths(model: Model) -> dict[str, object]:
+    base, name = f"/v2/models/{model.name}", model.name
+    return {
+        base: {"get": _get(f"Inputs and outputs of {name}.", name, "401", "403")},
+        f"{base}/ready": {"get": _get(f"Whether {name} answers.", name, "503")},
+        f"{base}/config": {"get": _get(f"How {name} is run.", name, "401", "403")},
+        f"{base}/stats": {"get": _get(f"Statistics of {name}.", name, "401", "403")},
+        f"{base}/infer": {"post": _post(f"Run {name} on tensors.", name, _infer_schema(model), _infer_answer(model))},
+        f"/v1/models/{name}/predict": {
+            "post": _post(f"Ask {name} with plain JSON.", name, _predict_schema(model), {"type": "object"})
+        },
+    }
+
+
+def _get(summary: str, tag: str, *refusals: str, media: str = "application/json") -> dict[str, object]:
+    schema = {"type": "object"} if media == "application/json" else {"type": "string"}
+    return {"summary": summary, "tags": [tag], "responses": _responses(schema, refusals, media)}
+
+
+def _post(summary: str, tag: str, body: object, answer: object) -> dict[str, object]:
+    timeout = {
+        "name": "X-Request-Timeout-Ms",
+        "in": "header",
+        "description": "Within how many milliseconds the answer is of use.",
+        "schema": {"type": "integer", "minimum": 1, "maximum": 999_999_999},
+    }
+    return {
+        "summary": summary,
+        "tags": [tag],
+        "parameters": [timeout],
+        "requestBody": {"required": True, "content": {"application/json": {"schema": body}}},
+        "responses": _responses(answer, tuple(_REFUSALS), "application/json"),
+    }
+
+
+def _responses(schema: object, refusals: tuple[str, ...], media: str) -> dict[str, object]:
+    wrong = {
+        status: {"description": _REFUSALS[status], "content": {"application/json": {"schema": _ERROR}}}
+        for status in refusals
+    }
+    return {"200": {"description": "The answer.", "content": {media: {"schema": schema}}}, **wrong}
+
+
+def _infer_schema(model: Model) -> dict[str, object]:
+    inputs = [_tensor_schema(spec) for spec in model.default.signature.inputs]
+    return {
+        "type": "object",
+        "required": ["inputs"],
+        "properties": {
+            "id": {"type": "string"},
+            "parameters": {
+                "type": "object",
+                "properties": {
+                    "timeout": _INTEGER | {"minimum": 1, "description": "Microseconds."},
+                    "priority": _INTEGER | {"minimum": 0, "description": "1 is the highest."},
+                    "binary_data_output": {"type": "boolean"},
+                },
+            },
+            "inputs": {"type": "array", "minItems": len(inputs), "items": {"anyOf": inputs}},
+            "outputs": {
+                "type": "array",
+                "items": {
+                    "type": "object",
+                    "required": ["name"],
+                    "properties": {"name": {"enum": [spec.name for spec in model.default.signature.outputs]}},
+                },
+            },
+        },
+        "example": _infer_example(model),
+    }
+
+
+def _tensor_schema(spec: TensorSpec) -> dict[str, object]:
+    return {
+        "type": "object",
+        "description": str(spec),
+        "required": ["name", "datatype", "shape", "data"],
+        "properties": {
+            "name": {"const": spec.name},
+            "datatype": {"const": NAMES[spec.dtype]},
+            "shape": {
+                "type": "array",
+                "minItems": len(spec.shape),
+                "maxItems": len(spec.shape),
+                "items": _INTEGER | {"minimum": 1},
+            },
+            "data": {"type": "array", "items": {"anyOf": [_scalar(spec), {"type": "array"}]}},
+        },
+    }
+
+
+def _scalar(spec: TensorSpec) -> dict[str, object]:
+    return dict(_SCALARS.get(spec.dtype, _INTEGER))
+
+
+def _infer_answer(model: Model) -> dict[str, object]:
+    del model
+    tensor = {
+        "type": "object",
+        "required": ["name", "datatype", "shape"],
+        "properties": {
+            "name": {"type": "string"},
+            "datatype": {"enum": list(DATATYPES)},
+            "shape": {"type": "array", "items": _INTEGER},
+            "data": {"type": "array"},
+        },
+    }
+    return {
+        "type": "object",
+        "required": ["model_name", "outputs"],
+        "properties": {
+            "model_name": {"type": "string"},
+            "model_version": {"type": "string"},
+            "id": {"type": "string"},
+            "outputs": {"type": "array", "items": tensor},
+        },
+    }
+
+
+def _predict_schema(model: Model) -> dict[str, object]:
+    if model.default.processor is not None:
+        return {"type": "object", "description": f"The fields that the processor of {model.name} takes."}
+    inputs = {
+        spec.name: {"type": "array", "description": str(spec), "items": {"anyOf": [_scalar(spec), {"type": "array"}]}}
+        for spec in model.default.signature.inputs
+    }
+    inner = {"type": "object", "required": list(inputs), "properties": inputs, "additionalProperties": False}
+    return {"type": "object", "required": ["inputs"], "properties": {"inputs": inner}, "additionalProperties": False}
+
+
+def _infer_example(model: Model) -> dict[str, object]:
+    inputs = []
+    for spec in model.default.signature.inputs:
+        shape = [size if isinstance(size, int) else 1 for size in spec.shape]
+        count = 1
+        for size in shape:
+            count *= size
+        value: object = {"bool": True, "object": "text"}.get(spec.dtype, 0)
+        inputs.append(
+            {"name": spec.name, "shape": shape, "datatype": NAMES[spec.dtype], "data": [value] * min(count, 1024)}
+        )
+    return {"inputs": inputs}
+
+
+def _described(model: Model) -> dict[str, object]:
+    version = model.default
+    return {
+        "name": model.name,
+        "versions": ", ".join(model.names),
+        "how": version.describe(),
+        "has_processor": version.processor is not None,
+        "inputs": [(spec.name, NAMES[spec.dtype], _axes(spec)) for spec in version.signature.inputs],
+        "outputs": [(spec.name, NAMES[spec.dtype], _axes(spec)) for spec in version.signature.outputs],
+        "example": _infer_example(model),
+    }
+
+
+def _axes(spec: TensorSpec) -> str:
+    return " × ".join(map(str, spec.shape)) or "one value"

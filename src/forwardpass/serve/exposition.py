@@ -1,0 +1,156 @@
+"""What was counted, as Prometheus and the statistics extension of the protocol want it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING
+
+from forwardpass.core.version import VERSION
+from forwardpass.serve.http import Exchange, Response
+from forwardpass.serve.metrics import Histogram, ModelMetrics
+from forwardpass.serve.models import Model
+from forwardpass.serve.repository import Repository
+from forwardpass.serve.responses import json_response
+from forwardpass.serve.versions import ModelVersion
+
+if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry, Metric
+
+__all__ = ["MetricsRoutes", "describe_statistics"]
+
+NANOSECONDS = 1e9
+LABELS = ("model", "version")
+
+
+class MetricsRoutes:
+    """`/metrics` and `/v2/models/…/stats`."""
+
+    def __init__(self, repository: Repository, *, is_ready: Callable[[], bool]) -> None:
+        self._repository = repository
+        self._is_ready = is_ready
+        self._registry: CollectorRegistry | None = None
+
+    def prometheus(self, exchange: Exchange) -> None:
+        """Answer in Prometheus' text format."""
+        from prometheus_client import CollectorRegistry
+        from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
+
+        if self._registry is None:
+            self._registry = CollectorRegistry(auto_describe=False)
+            self._registry.register(_Collector(self._repository, self._is_ready))
+        body = generate_latest(self._registry)
+        exchange.respond(Response(status=200, body=body, content_type=CONTENT_TYPE_PLAIN_0_0_4))
+
+    def statistics(self, model: Model, version: str | None, exchange: Exchange) -> None:
+        """Answer the statistics of a model."""
+        exchange.respond(json_response({"model_stats": describe_statistics(model, version)}))
+
+    def all_statistics(self, exchange: Exchange) -> None:
+        """Answer the statistics of all models."""
+        models = self._repository.models.values()
+        exchange.respond(
+            json_response({"model_stats": [line for model in models for line in describe_statistics(model)]})
+        )
+
+
+def describe_statistics(model: Model, version: str | None = None) -> list[dict[str, object]]:
+    """Return the statistics of a model's versions as Triton's extension has them: counts, and nanoseconds."""
+    chosen = model.versions.values() if version is None else (model.version(version),)
+    return [_statistics(model.name, one) for one in chosen]
+
+
+def _statistics(name: str, version: ModelVersion) -> dict[str, object]:
+    metrics = version.metrics
+    nothing = _duration(0, 0.0)
+    return {
+        "name": name,
+        "version": version.number,
+        "last_inference": int(metrics.last_s * 1e3),
+        "inference_count": metrics.num_rows,
+        "execution_count": metrics.compute.num_values,
+        "inference_stats": {
+            "success": _duration(metrics.total.num_values, metrics.total.total),
+            "fail": _duration(metrics.num_failed, metrics.failed_s),
+            "queue": _duration(metrics.queue.num_values, metrics.queue.total),
+            "compute_input": nothing,
+            "compute_infer": _duration(metrics.compute.num_values, metrics.compute.total),
+            "compute_output": nothing,
+            "cache_hit": nothing,
+            "cache_miss": nothing,
+        },
+        "batch_stats": [
+            {
+                "batch_size": size,
+                "compute_input": nothing,
+                "compute_infer": _duration(counted.num_batches, counted.compute_s),
+                "compute_output": nothing,
+            }
+            for size, counted in sorted(metrics.by_size.items())
+        ],
+    }
+
+
+def _duration(count: int, seconds: float) -> dict[str, int]:
+    return {"count": count, "ns": int(seconds * NANOSECONDS)}
+
+
+class _Collector:
+    """Makes Prometheus' families of the models that are there when they are asked for."""
+
+    def __init__(self, repository: Repository, is_ready: Callable[[], bool]) -> None:
+        self._repository = repository
+        self._is_ready = is_ready
+
+    def collect(self) -> Iterator[Metric]:
+        from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily
+
+        info = GaugeMetricFamily("forwardpass_info", "The version of forwardpass.", labels=("version",))
+        info.add_metric((VERSION,), 1)
+        yield info
+        ready = GaugeMetricFamily("forwardpass_ready", "Whether every model answers.")
+        ready.add_metric((), self._is_ready())
+        yield ready
+        versions = [version for model in self._repository.models.values() for version in model.versions.values()]
+        for name, text, of in HISTOGRAMS:
+            yield _histograms(name, text, [(version, of(version.metrics)) for version in versions])
+        outcomes = CounterMetricFamily("forwardpass_requests", "Requests by outcome.", labels=(*LABELS, "outcome"))
+        closed = CounterMetricFamily(
+            "forwardpass_batches", "Batches by why they were closed.", labels=(*LABELS, "reason")
+        )
+        rows = CounterMetricFamily("forwardpass_rows", "Rows that were answered.", labels=LABELS)
+        lost = CounterMetricFamily("forwardpass_workers_lost", "Worker processes that ended unasked.", labels=LABELS)
+        waiting = GaugeMetricFamily("forwardpass_waiting_requests", "Requests in the queue.", labels=LABELS)
+        up = GaugeMetricFamily("forwardpass_model_ready", "Whether a worker answers.", labels=LABELS)
+        for version in versions:
+            who = (version.model, version.number)
+            for outcome, count in version.metrics.outcomes.items():
+                outcomes.add_metric((*who, outcome), count)
+            for reason, count in version.metrics.reasons.items():
+                closed.add_metric((*who, reason.value), count)
+            rows.add_metric(who, version.metrics.num_rows)
+            lost.add_metric(who, version.metrics.num_workers_lost)
+            waiting.add_metric(who, version.statistics().num_waiting)
+            up.add_metric(who, version.is_ready)
+        yield from (outcomes, closed, rows, lost, waiting, up)
+
+
+HISTOGRAMS: tuple[tuple[str, str, Callable[[ModelMetrics], Histogram]], ...] = (
+    ("forwardpass_request_seconds", "From arrival to answer, of answered requests.", lambda metrics: metrics.total),
+    ("forwardpass_queue_seconds", "From arrival until the batch starts.", lambda metrics: metrics.queue),
+    ("forwardpass_compute_seconds", "How long a batch runs.", lambda metrics: metrics.compute),
+    ("forwardpass_batch_rows", "Rows in a batch.", lambda metrics: metrics.batch_rows),
+    (
+        "forwardpass_shadow_difference",
+        "How far the shadow's answers are from those of the version that answered, relative to the largest value.",
+        lambda metrics: metrics.shadow_difference,
+    ),
+)
+
+
+def _histograms(name: str, text: str, counted: Iterable[tuple[ModelVersion, Histogram]]) -> Metric:
+    from prometheus_client.metrics_core import HistogramMetricFamily
+
+    family = HistogramMetricFamily(name, text, labels=LABELS)
+    for version, histogram in counted:
+        family.add_metric((version.model, version.number), histogram.cumulative(), sum_value=histogram.total)
+    return family

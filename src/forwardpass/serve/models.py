@@ -1,0 +1,173 @@
+"""A model as clients see it: a name, its versions, their labels, and who gets which."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from forwardpass.core.tensors import Array
+from forwardpass.errors import NotFound, RequestError
+from forwardpass.serve.batching import LOWEST_PRIORITY, NORMAL_PRIORITY
+from forwardpass.serve.dispatching import Answer
+from forwardpass.serve.settings import ModelSettings
+from forwardpass.serve.versions import ModelVersion
+
+__all__ = ["Model", "ModelConfig", "Traffic"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Traffic:
+    """Who gets which version.
+
+    `labels` name versions. `split` gives labels or versions their share of the requests that name none; without it
+    the one labelled `stable` gets all, or else the newest. The version `shadow` gets a copy of every request, and its
+    answers are compared and thrown away.
+    """
+
+    labels: Mapping[str, str] = field(default_factory=dict)
+    split: Mapping[str, float] = field(default_factory=dict)
+    shadow: str | None = None
+
+    @property
+    def wanted(self) -> tuple[str, ...]:
+        """The versions that are named, by number."""
+        named = (*self.labels.values(), *self.split, *([self.shadow] if self.shadow else []))
+        return tuple(dict.fromkeys(self.labels.get(name, name) for name in named))
+
+    def default(self, numbers: Iterable[str]) -> str:
+        """Return which of these versions gets the requests that name none, if there is no split."""
+        shadow = self.labels.get(self.shadow, self.shadow) if self.shadow else None
+        others = [number for number in numbers if number != shadow] or [*numbers]
+        return self.labels.get("stable") or max(others, key=int)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelConfig:
+    """Where a model is and how it is to be served.
+
+    `path` is a bundle, which is then version 1, or a folder whose subfolders 1, 2, 3 … are bundles.
+    """
+
+    name: str
+    path: Path
+    settings: ModelSettings = field(default_factory=ModelSettings)
+    traffic: Traffic = field(default_factory=Traffic)
+
+
+class Model:
+    """The loaded versions of one model."""
+
+    def __init__(self, name: str, versions: Sequence[ModelVersion], traffic: Traffic) -> None:
+        self.name = name
+        self.versions = {version.number: version for version in versions}
+        self.traffic = traffic
+        self.default = self.versions[traffic.default(self.versions)]
+        self._by_name = self.versions | {label: self.versions[number] for label, number in traffic.labels.items()}
+        self._shadow = self._by_name[traffic.shadow] if traffic.shadow else None
+        self._shares = [(self._by_name[name], share) for name, share in traffic.split.items() if share > 0]
+        self._random = random.Random(name)  # noqa: S311 - which of two versions somebody gets need not be a secret
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether every version is there to answer."""
+        return all(version.is_ready for version in self.versions.values())
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Every number and label that a version answers to."""
+        return tuple(self._by_name)
+
+    def version(self, name: str | None) -> ModelVersion:
+        """Return the version of a number or label; without a name, one by the shares of the split.
+
+        Raises:
+            NotFound: there is no such version.
+        """
+        if name is not None:
+            if name not in self._by_name:
+                raise NotFound(what=f"version '{name[:64]}' of '{self.name}'", available=self.names)
+            return self._by_name[name]
+        if not self._shares:
+            return self.default
+        at = self._random.random() * sum(share for _, share in self._shares)
+        for version, share in self._shares:
+            at -= share
+            if at < 0:
+                return version
+        return self._shares[0][0]
+
+    def submit(
+        self,
+        version: ModelVersion,
+        tensors: dict[str, Array],
+        num_rows: int,
+        answer: Answer,
+        *,
+        timeout_s: float | None = None,
+        priority: int = NORMAL_PRIORITY,
+    ) -> Callable[[], None]:
+        """Queue a request for `version`, and a copy of it for the shadow; the returned function gives it up.
+
+        Raises:
+            RequestError: it is refused.
+        """
+        if self._shadow is None or version is self._shadow:
+            return version.submit(tensors, num_rows, answer, timeout_s=timeout_s, priority=priority)
+        comparison = _Comparison(self._shadow)
+        give_up = version.submit(
+            tensors, num_rows, partial(comparison.answered, answer), timeout_s=timeout_s, priority=priority
+        )
+        try:
+            self._shadow.submit(tensors, num_rows, comparison.shadowed, priority=LOWEST_PRIORITY)
+        except RequestError:  # the shadow may miss what it has no time for; its metrics count that
+            comparison.shadowed(None)
+        return give_up
+
+
+class _Comparison:
+    """Waits for the answers of a version and of its shadow, and notes how far apart they are."""
+
+    def __init__(self, shadow: ModelVersion) -> None:
+        self._shadow = shadow
+        self._answer: Mapping[str, Array] | None = None
+        self._shadows: Mapping[str, Array] | None = None
+        self._is_void = False
+
+    def answered(self, answer: Answer, result: dict[str, Array] | RequestError) -> None:
+        if isinstance(result, RequestError):
+            self._is_void = True
+        elif not self._is_void:
+            self._answer = {name: array.copy() for name, array in result.items()}
+            self._compare()
+        answer(result)
+
+    def shadowed(self, result: dict[str, Array] | RequestError | None) -> None:
+        if result is None or isinstance(result, RequestError):
+            self._is_void = True
+        elif not self._is_void:
+            self._shadows = {name: array.copy() for name, array in result.items()}
+            self._compare()
+
+    def _compare(self) -> None:
+        if self._answer is not None and self._shadows is not None:
+            self._shadow.metrics.shadow_difference.observe(_difference(self._answer, self._shadows))
+
+
+def _difference(answer: Mapping[str, Array], other: Mapping[str, Array]) -> float:
+    """Return the largest difference relative to the largest value; infinity where the outputs cannot be compared."""
+    worst = 0.0
+    for name, array in answer.items():
+        theirs = other.get(name)
+        if theirs is None or theirs.shape != array.shape or array.dtype.kind not in "fiub":
+            return float("inf")
+        if array.size:
+            ours, theirs = array.astype(np.float64), theirs.astype(np.float64)
+            with np.errstate(invalid="ignore"):
+                gap = float(np.max(np.abs(ours - theirs)))
+            worst = max(worst, gap / max(float(np.max(np.abs(ours))), 1e-12)) if np.isfinite(gap) else float("inf")
+    return worst

@@ -1,0 +1,259 @@
+"""Where models come from, and how versions come and go while requests are being answered.
+
+A new version is started beside the old one, checks its golden answers, and takes over in one step; the old one answers
+what it has accepted and ends. Whatever fails on the way leaves the old one as it was.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from forwardpass.bundle import Bundle, is_bundle, open_bundle, versions_in
+from forwardpass.bundle.manifest import MANIFEST_NAME
+from forwardpass.errors import BundleError, ForwardpassError, NotFound
+from forwardpass.serve.models import Model, ModelConfig, Traffic
+from forwardpass.serve.settings import ModelSettings
+from forwardpass.serve.versions import ModelVersion
+
+__all__ = ["IndexEntry", "Repository"]
+
+MODEL_NAME = re.compile(r"(?!\.)[A-Za-z0-9._-]{1,64}", re.ASCII)
+
+log = logging.getLogger("forwardpass.serve")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IndexEntry:
+    """One line of the repository's index."""
+
+    name: str
+    version: str
+    state: str
+    reason: str
+
+
+class Repository:
+    """The models of a server: those of `configs`, and the subfolders of `root`."""
+
+    def __init__(
+        self,
+        configs: Sequence[ModelConfig],
+        *,
+        root: Path | None,
+        defaults: ModelSettings,
+        grace_s: float,
+        on_change: Callable[[], None],
+    ) -> None:
+        self._configs = {config.name: config for config in configs}
+        self._root = root
+        self._defaults = defaults
+        self._grace_s = grace_s
+        self._on_change = on_change
+        self._fingerprints: dict[str, tuple[object, ...]] = {}
+        self._failures: dict[str, ForwardpassError] = {}
+        self._unloaded: set[str] = set()
+        self._locks: dict[str, asyncio.Lock] = {}
+        self._draining: set[asyncio.Task[None]] = set()
+        self.models: dict[str, Model] = {}
+
+    async def start(self) -> None:
+        """Load every model. One that cannot be loaded ends the start, unless it is one of several in the folder.
+
+        Raises:
+            ForwardpassError: a model cannot be loaded.
+        """
+        for name in self._known():
+            try:
+                await self.load(name)
+            except ForwardpassError:
+                if name in self._configs or len(self._known()) == 1:
+                    raise
+        if not self.models and self._failures:
+            raise next(iter(self._failures.values()))
+
+    async def stop(self) -> None:
+        """Drain and end everything."""
+        models, self.models = self.models, {}
+        self._on_change()
+        versions = [version for model in models.values() for version in model.versions.values()]
+        await asyncio.gather(*(version.drain(0.0) for version in versions), *self._draining)
+
+    async def load(self, name: str) -> None:
+        """Load a model, or what has changed of it since.
+
+        Raises:
+            NotFound: there is no such model.
+            ForwardpassError: it cannot be loaded; what was served is still served.
+        """
+        config = self._config(name)
+        async with self._locks.setdefault(name, asyncio.Lock()):
+            try:
+                await self._load(config)
+            except ForwardpassError as error:
+                if str(self._failures.get(name)) != str(error):
+                    log.error("%s could not be loaded: %s", name, error)  # noqa: TRY400 - the sentence says it all
+                self._failures[name] = error
+                raise
+            self._failures.pop(name, None)
+            self._unloaded.discard(name)
+
+    async def unload(self, name: str) -> None:
+        """Take a model out of service once it has answered what it accepted.
+
+        Raises:
+            NotFound: it is not loaded.
+        """
+        if name not in self.models:
+            raise NotFound(what=f"model '{name[:64]}'", available=tuple(self.models))
+        async with self._locks.setdefault(name, asyncio.Lock()):
+            model = self.models.pop(name, None)
+            self._unloaded.add(name)
+            self._on_change()
+            if model is not None:
+                log.info("%s is unloaded", name)
+                await asyncio.gather(*(version.drain(self._grace_s) for version in model.versions.values()))
+
+    async def set_traffic(self, name: str, traffic: Traffic) -> None:
+        """Change labels, split and shadow of a model; versions that they name are loaded.
+
+        Raises:
+            ForwardpassError: it names a version that does not exist or cannot be loaded.
+        """
+        config = self._config(name)
+        previous = self._configs.get(name)
+        self._configs[name] = ModelConfig(name=name, path=config.path, settings=config.settings, traffic=traffic)
+        try:
+            await self.load(name)
+        except ForwardpassError:
+            if previous is None:
+                del self._configs[name]
+            else:
+                self._configs[name] = previous
+            raise
+
+    async def watch(self, interval_s: float) -> None:
+        """Look for changes until cancelled, and load what has changed; a bundle that is being copied is tried again."""
+        seen = {name: self._look(name) for name in self._known()}
+        while True:
+            await asyncio.sleep(interval_s)
+            for name in self._known():
+                look = self._look(name)
+                may_be_incomplete = isinstance(self._failures.get(name), BundleError)
+                if name in self._unloaded or (look == seen.get(name) and not may_be_incomplete):
+                    continue
+                seen[name] = look
+                with contextlib.suppress(ForwardpassError):  # load has told it
+                    await self.load(name)
+
+    def index(self) -> list[IndexEntry]:
+        """Return every version that is served, and every model that is not, with the reason."""
+        entries = []
+        for name in sorted({*self._known(), *self.models}):
+            model = self.models.get(name)
+            for version in model.versions.values() if model is not None else ():
+                reason = "" if version.is_ready else "its worker process is being started again"
+                state = "READY" if version.is_ready else "UNAVAILABLE"
+                entries.append(IndexEntry(name=name, version=version.number, state=state, reason=reason))
+            if model is None:
+                reason = "unloaded" if name in self._unloaded else str(self._failures.get(name, "not loaded"))
+                entries.append(IndexEntry(name=name, version="", state="UNAVAILABLE", reason=reason))
+        return entries
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether every model that is meant to be served answers."""
+        meant = {*self._known()} - self._unloaded
+        return bool(self.models) and all(name in self.models and self.models[name].is_ready for name in meant)
+
+    async def _load(self, config: ModelConfig) -> None:
+        current = self.models.get(config.name)
+        served = dict(current.versions) if current is not None else {}
+        kept: dict[str, ModelVersion] = {}
+        fresh: dict[str, ModelVersion] = {}
+        try:
+            for number, path in _wanted_versions(config).items():
+                key = f"{config.name}/{number}"
+                fingerprint = (*_fingerprint(path), config.settings)
+                if number in served and self._fingerprints.get(key) == fingerprint:
+                    kept[number] = served[number]
+                    continue
+                bundle = await asyncio.to_thread(open_bundle, path)
+                fresh[number] = await self._start(bundle, config, number)
+                self._fingerprints[key] = fingerprint
+            model = Model(config.name, [*kept.values(), *fresh.values()], config.traffic)
+        except BaseException:
+            for number, version in fresh.items():
+                self._fingerprints.pop(f"{config.name}/{number}", None)
+                await version.stop()
+            raise
+        self.models[config.name] = model
+        self._on_change()
+        for version in fresh.values():
+            log.info("loaded: %s", version.describe())
+            for warning in version.warnings():
+                log.warning(warning)
+        self._retire([version for number, version in served.items() if kept.get(number) is not version])
+
+    async def _start(self, bundle: Bundle, config: ModelConfig, number: str) -> ModelVersion:
+        version = ModelVersion(bundle, model=config.name, number=number, settings=config.settings)
+        await version.start()
+        return version
+
+    def _retire(self, versions: Sequence[ModelVersion]) -> None:
+        for version in versions:
+            task = asyncio.ensure_future(version.drain(self._grace_s))
+            self._draining.add(task)
+            task.add_done_callback(self._draining.discard)
+
+    def _known(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys((*self._configs, *self._found())))
+
+    def _found(self) -> Sequence[str]:
+        if self._root is None or not self._root.is_dir():
+            return ()
+        return sorted(path.name for path in self._root.iterdir() if MODEL_NAME.fullmatch(path.name) and _has(path))
+
+    def _config(self, name: str) -> ModelConfig:
+        if name in self._configs:
+            return self._configs[name]
+        if self._root is None or name not in self._found():
+            raise NotFound(what=f"model '{name[:64]}'", available=self._known())
+        return ModelConfig(name=name, path=self._root / name, settings=self._defaults)
+
+    def _look(self, name: str) -> Mapping[str, tuple[object, ...]]:
+        try:
+            return {number: _fingerprint(path) for number, path in _wanted_versions(self._config(name)).items()}
+        except ForwardpassError:
+            return {}
+
+
+def _has(path: Path) -> bool:
+    return is_bundle(path) or bool(versions_in(path))
+
+
+def _wanted_versions(config: ModelConfig) -> dict[str, Path]:
+    """Return the newest version and those that the traffic names."""
+    found = {"1": config.path} if is_bundle(config.path) else versions_in(config.path)
+    if not found:
+        open_bundle(config.path)  # which says what is wrong with it
+        raise AssertionError("a folder without a manifest is no bundle")
+    for number in config.traffic.wanted:
+        if number not in found:
+            raise NotFound(what=f"version '{number}' of '{config.name}'", available=tuple(sorted(found, key=int)))
+    default = [] if config.traffic.split else [config.traffic.default(found)]
+    return {number: found[number] for number in dict.fromkeys((*config.traffic.wanted, *default))}
+
+
+def _fingerprint(path: Path) -> tuple[object, ...]:
+    """Return what changes when a bundle is replaced: its manifest holds the hash of everything else."""
+    try:
+        status = (path / MANIFEST_NAME).stat()
+    except OSError:
+        return ()
+    return (status.st_ino, status.st_size, status.st_mtime_ns)

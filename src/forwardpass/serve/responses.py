@@ -1,0 +1,74 @@
+"""Documents and errors as HTTP responses."""
+
+from __future__ import annotations
+
+import msgspec
+
+from forwardpass.errors import (
+    BodyTooLarge,
+    DeadlineExceeded,
+    Forbidden,
+    ForwardpassError,
+    InputRejected,
+    MalformedRequest,
+    NotFound,
+    NotReady,
+    Overloaded,
+    RateLimited,
+    RequestError,
+    RequestQuarantined,
+    TensorMismatch,
+    Unauthorized,
+)
+from forwardpass.serve.http import Response
+
+__all__ = ["STATUSES", "error_response", "json_response", "message_response", "not_allowed"]
+
+STATUSES: tuple[tuple[type[ForwardpassError], int], ...] = (
+    (MalformedRequest, 400),
+    (TensorMismatch, 400),
+    (InputRejected, 400),
+    (Unauthorized, 401),
+    (Forbidden, 403),
+    (NotFound, 404),
+    (BodyTooLarge, 413),
+    (RequestQuarantined, 422),
+    (Overloaded, 429),
+    (RateLimited, 429),
+    (NotReady, 503),
+    (DeadlineExceeded, 504),
+    (RequestError, 500),
+    (ForwardpassError, 400),
+)
+"""The one place where an error becomes an HTTP status; the last line is for models that cannot be loaded."""
+
+_encode = msgspec.json.Encoder().encode
+
+
+def json_response(document: object, *, status: int = 200) -> Response:
+    """Answer with a document."""
+    return Response(status=status, body=_encode(document))
+
+
+def message_response(status: int, sentence: str) -> Response:
+    """Answer with an error that has no class of its own."""
+    return json_response({"error": sentence}, status=status)
+
+
+def error_response(error: ForwardpassError) -> Response:
+    """Answer with an error, and with when to come back where that helps."""
+    status = next(status for kind, status in STATUSES if isinstance(error, kind))
+    headers: tuple[tuple[str, str], ...] = ()
+    if isinstance(error, Overloaded | RateLimited):
+        headers = (("retry-after", str(max(1, round(error.retry_after_s)))),)
+    elif isinstance(error, NotReady):
+        headers = (("retry-after", "1"),)
+    elif isinstance(error, Unauthorized):
+        headers = (("www-authenticate", "Bearer"),)
+    return Response(status=status, body=_encode({"error": str(error)}), headers=headers)
+
+
+def not_allowed(methods: tuple[bytes, ...]) -> Response:
+    """Answer a method that the route does not take."""
+    allowed = ", ".join("GET, HEAD" if method == b"GET" else method.decode() for method in methods)
+    return Response(status=405, body=_encode({"error": f"This route takes {allowed}."}), headers=(("allow", allowed),))

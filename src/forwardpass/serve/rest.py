@@ -1,0 +1,141 @@
+"""The routes of the Open Inference Protocol v2 for one model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from forwardpass.core.tensors import Array, TensorSpec
+from forwardpass.errors import MalformedRequest, RequestError
+from forwardpass.serve.http import Exchange, Response
+from forwardpass.serve.models import Model
+from forwardpass.serve.oip import NAMES, InferCall, decode_infer, decode_raw_infer, describe_tensors
+from forwardpass.serve.responses import error_response, json_response
+from forwardpass.serve.versions import ModelVersion
+
+__all__ = ["EXTENSIONS", "InferRoutes", "describe_config", "describe_model", "header_timeout_s"]
+
+EXTENSIONS = (
+    "binary_tensor_data",
+    "model_configuration",
+    "model_repository",
+    "schedule_policy",
+    "statistics",
+)
+TIMEOUT_HEADER = b"x-request-timeout-ms"
+JSON_LENGTH_HEADER = b"inference-header-content-length"
+MAX_DIGITS = 9
+BINARY = "application/octet-stream"
+
+
+class InferRoutes:
+    """Inference and metadata."""
+
+    def infer(self, model: Model, version: str | None, exchange: Exchange) -> None:
+        """Run the model on the tensors of the body."""
+        chosen = model.version(version)
+        try:
+            call = _decode(exchange, chosen)
+        except RequestError as error:
+            chosen.failed(error)
+            raise
+        timeout_s = shorter(header_timeout_s(exchange.headers), call.timeout_s)
+
+        def answer(result: Mapping[str, Array] | RequestError) -> None:
+            if isinstance(result, RequestError):
+                exchange.respond(error_response(result))
+            elif call.binary:
+                body, num_json_bytes = chosen.writer.write_binary(result, call)
+                headers = (("inference-header-content-length", str(num_json_bytes)),)
+                exchange.respond(Response(status=200, body=body, headers=headers, content_type=BINARY))
+            else:
+                exchange.respond(Response(status=200, body=chosen.writer.write(result, call)))
+
+        exchange.on_abandoned = model.submit(
+            chosen, call.tensors, call.num_rows, answer, timeout_s=timeout_s, priority=call.priority
+        )
+
+    def metadata(self, model: Model, version: str | None, exchange: Exchange) -> None:
+        """Describe the inputs and outputs."""
+        exchange.respond(json_response(describe_model(model, version)))
+
+    def config(self, model: Model, version: str | None, exchange: Exchange) -> None:
+        """Describe how the model is run."""
+        exchange.respond(json_response(describe_config(model, version)))
+
+
+def describe_model(model: Model, version: str | None) -> dict[str, object]:
+    """Return a model's metadata as the protocol has it."""
+    chosen = model.default if version is None else model.version(version)
+    form = chosen.variant.format.value
+    return {
+        "name": model.name,
+        "versions": list(model.versions) if version is None else [chosen.number],
+        "platform": f"{form}_{form}v1",
+        "inputs": describe_tensors(chosen.signature.inputs),
+        "outputs": describe_tensors(chosen.signature.outputs),
+        "properties": {"variant": chosen.variant.name, "precision": chosen.variant.precision.value},
+    }
+
+
+def describe_config(model: Model, version: str | None) -> dict[str, object]:
+    """Return how a model is run, in Triton's words."""
+    chosen = model.default if version is None else model.version(version)
+    is_batchable = chosen.signature.is_batchable
+    return {
+        "name": model.name,
+        "platform": f"{chosen.variant.format.value}_{chosen.variant.format.value}v1",
+        "backend": chosen.variant.format.value,
+        "max_batch_size": chosen.max_batch_rows if is_batchable else 0,
+        "input": _configured(chosen.signature.inputs, is_batchable=is_batchable),
+        "output": _configured(chosen.signature.outputs, is_batchable=is_batchable),
+        "instance_group": [{"name": model.name, "kind": "KIND_CPU", "count": chosen.sizing.num_workers}],
+        "parameters": {
+            "threads": {"string_value": str(chosen.sizing.num_threads)},
+            "variant": {"string_value": chosen.variant.name},
+        },
+    }
+
+
+def _configured(specs: Sequence[TensorSpec], *, is_batchable: bool) -> list[dict[str, object]]:
+    """Describe tensors without their batch axis."""
+    return [
+        {
+            "name": spec.name,
+            "data_type": "TYPE_STRING" if spec.dtype == "object" else f"TYPE_{NAMES[spec.dtype]}",
+            "dims": [size if isinstance(size, int) else -1 for size in spec.shape[is_batchable:]],
+        }
+        for spec in specs
+    ]
+
+
+def _decode(exchange: Exchange, version: ModelVersion) -> InferCall:
+    text = exchange.headers.get(JSON_LENGTH_HEADER)
+    if text is None:
+        return decode_infer(exchange.body, version.signature)
+    if not text.isdigit() or len(text) > MAX_DIGITS or int(text) > len(exchange.body):
+        limit = len(exchange.body)
+        raise MalformedRequest(
+            reason=f"the header Inference-Header-Content-Length must be a number from 0 to {limit}, the body's length"
+        )
+    if int(text) == 0:
+        return decode_raw_infer(exchange.body, version.signature)
+    return decode_infer(exchange.body, version.signature, num_json_bytes=int(text))
+
+
+def header_timeout_s(headers: Mapping[bytes, bytes]) -> float | None:
+    """Return the deadline that the client's header sets.
+
+    Raises:
+        MalformedRequest: it is not a positive whole number.
+    """
+    text = headers.get(TIMEOUT_HEADER)
+    if text is None:
+        return None
+    if not text.isdigit() or len(text) > MAX_DIGITS or int(text) == 0:
+        raise MalformedRequest(reason="the header X-Request-Timeout-Ms must be a positive number of milliseconds")
+    return int(text) / 1e3
+
+
+def shorter(one: float | None, other: float | None) -> float | None:
+    """Return the shorter of two deadlines, where None is no deadline."""
+    return min((seconds for seconds in (one, other) if seconds is not None), default=None)

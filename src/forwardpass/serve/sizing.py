@@ -1,0 +1,82 @@
+"""How many workers of how many threads, and how many rows in a batch: decided from the variant's profile."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from forwardpass.bundle import BundledVariant
+from forwardpass.core.latency import LatencyTable
+from forwardpass.core.slo import Slo
+from forwardpass.core.variants import BatchInvariance
+from forwardpass.serve.settings import ModelSettings
+
+__all__ = ["Sizing", "choose_sizing", "max_batch_rows"]
+
+UNMEASURED_MAX_BATCH_ROWS = 32
+"""For a variant whose batches were never measured; what it learns while serving corrects the predictions."""
+
+MIN_ROW_S = 1e-3
+"""Where a row takes less, the front is the limit, and another worker would only take its core away."""
+
+MIN_GAIN = 1.15
+"""Several slow workers have to promise so much more throughput than one fast one; each holds a copy of the model."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sizing:
+    """How a variant is run. `table` holds the measured latencies for this number of threads, if there are any."""
+
+    num_threads: int
+    num_workers: int
+    max_batch_rows: int
+    table: LatencyTable | None
+
+
+def choose_sizing(variant: BundledVariant, settings: ModelSettings, *, slo: Slo | None, num_cores: int) -> Sizing:
+    """Decide what the operator has not.
+
+    The number of threads is that with the lowest latency for one row, unless fewer threads in more workers promise
+    more rows per second, and their batches would still take less than half of the target.
+    """
+    tables = [table for table in variant.latency if settings.num_threads in (None, table.num_threads)]
+    if not tables:
+        num_threads = settings.num_threads or num_cores
+        return _sized(variant, settings, num_threads, settings.num_workers or 1, None)
+    options = [(table, settings.num_workers or _num_workers(table, num_cores)) for table in tables]
+    table, num_workers = min(options, key=lambda option: option[0].points[0].p50_s)
+    for other, others_workers in options:
+        is_faster = _rows_per_s(other) * others_workers > MIN_GAIN * _rows_per_s(table) * num_workers
+        if is_faster and (slo is None or other.predict_s(other.best_batch_size) <= slo.limit_s / 2):
+            table, num_workers = other, others_workers
+    return _sized(variant, settings, table.num_threads, num_workers, table)
+
+
+def max_batch_rows(variant: BundledVariant, table: LatencyTable | None) -> int:
+    """Return how many rows of different requests may share a batch.
+
+    One, for a variant whose rows change each other's answers or that cannot be batched; otherwise the batch size with
+    the best throughput, which is one where batching gains nothing.
+    """
+    if variant.invariance in (BatchInvariance.INTERFERENCE, BatchInvariance.NOT_BATCHABLE):
+        return 1
+    return table.best_batch_size if table is not None else UNMEASURED_MAX_BATCH_ROWS
+
+
+def _sized(
+    variant: BundledVariant, settings: ModelSettings, num_threads: int, num_workers: int, table: LatencyTable | None
+) -> Sizing:
+    return Sizing(
+        num_threads=num_threads,
+        num_workers=num_workers,
+        max_batch_rows=settings.max_batch_rows or max_batch_rows(variant, table),
+        table=table,
+    )
+
+
+def _num_workers(table: LatencyTable, num_cores: int) -> int:
+    return max(1, num_cores // table.num_threads) if 1 / _rows_per_s(table) >= MIN_ROW_S else 1
+
+
+def _rows_per_s(table: LatencyTable) -> float:
+    size = table.best_batch_size
+    return size / table.predict_median_s(size)

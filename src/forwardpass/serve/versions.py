@@ -1,0 +1,199 @@
+"""One version of one model, in use: its bundle, its queue and its worker processes."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Callable, Sequence
+
+from forwardpass.bundle import Bundle
+from forwardpass.core.latency import LatencyTable
+from forwardpass.core.protocols import Processor
+from forwardpass.core.tensors import Array
+from forwardpass.core.variants import BatchInvariance
+from forwardpass.errors import ModelNotServed, NotReady, RequestError
+from forwardpass.processors import open_processor
+from forwardpass.serve.batching import NORMAL_PRIORITY, BatchQueue, LatencyEstimate, QueueStatistics
+from forwardpass.serve.channel import Failed, Ready
+from forwardpass.serve.dispatching import Answer, Dispatcher, Request
+from forwardpass.serve.metrics import ModelMetrics
+from forwardpass.serve.oip import ResponseWriter
+from forwardpass.serve.process import WorkerProcess, WorkerState
+from forwardpass.serve.settings import ModelSettings
+from forwardpass.serve.sizing import choose_sizing, max_batch_rows
+
+__all__ = ["ModelVersion"]
+
+DEFAULT_TIMEOUT_S = 30.0
+LOOK_S = 0.005
+"""How often a version that is being drained is looked at."""
+
+log = logging.getLogger("forwardpass.serve")
+
+
+class ModelVersion:
+    """Serves one bundle. It ends by ending its processes, so nothing of it stays in memory."""
+
+    def __init__(self, bundle: Bundle, *, model: str, number: str, settings: ModelSettings) -> None:
+        self.bundle = bundle
+        self.model = model
+        self.number = number
+        self.settings = settings
+        self.signature = bundle.signature
+        self.variant = bundle.variant(settings.variant)
+        self.slo = settings.slo or bundle.manifest.slo
+        cores = len(os.sched_getaffinity(0))
+        self.sizing = choose_sizing(self.variant, settings, slo=self.slo, num_cores=cores)
+        self.timeout_s = settings.timeout_s or (self.slo.limit_s if self.slo else DEFAULT_TIMEOUT_S)
+        self.metrics = ModelMetrics(slo_s=self.slo.limit_s if self.slo else None)
+        self.writer = ResponseWriter(model, number)
+        self.processor: Processor | None = None
+        self.num_open = 0
+        """Requests that are with the processor and still have to be submitted."""
+        self._latency = LatencyEstimate(self.sizing.table)
+        self._queue = BatchQueue(
+            max_batch_rows=self.sizing.max_batch_rows,
+            max_queue_rows=settings.max_queue_rows,
+            latency=self._latency,
+            num_workers=self.sizing.num_workers,
+        )
+        self._workers: list[WorkerProcess] = []
+        self._is_stopped = False
+        self._loop = asyncio.get_running_loop()
+        self._dispatcher = Dispatcher(
+            model=model,
+            signature=self.signature,
+            queue=self._queue,
+            latency=self._latency,
+            metrics=self.metrics,
+            hang_s=settings.hang_s,
+        )
+
+    async def start(self) -> None:
+        """Start the workers and wait until each has checked its golden answers.
+
+        Raises:
+            ModelNotServed: the variant cannot be loaded, or answers differently on this machine.
+            UnknownProcessor: no installed package provides the bundle's processor.
+        """
+        record = self.bundle.manifest.processor
+        self.processor = open_processor(record.name, self.bundle.locate(record.folder)) if record else None
+        bundle, variant, num_threads = self.bundle, self.variant.name, self.sizing.num_threads
+        self._workers = [
+            self._dispatcher.add_worker(lambda listener: WorkerProcess(bundle, variant, num_threads, listener))
+            for _ in range(self.sizing.num_workers)
+        ]
+        try:
+            answers = await asyncio.gather(*(worker.start() for worker in self._workers))
+            self._check(answers)
+        except BaseException:
+            await self.stop()
+            raise
+
+    def _check(self, answers: Sequence[Ready | Failed]) -> None:
+        for answer in answers:
+            if isinstance(answer, Failed):
+                raise ModelNotServed(model=self.model, reason=answer.message)
+
+    async def drain(self, grace_s: float) -> None:
+        """Answer what was accepted within the grace time, then stop."""
+        try:
+            async with asyncio.timeout(grace_s):
+                while self.num_open or not self._dispatcher.is_idle:
+                    await asyncio.sleep(LOOK_S)
+        except TimeoutError:
+            log.warning("%s: the grace time is over; what is still open is answered with an error", self)
+        await self.stop()
+
+    async def stop(self) -> None:
+        """Answer what is left with an error and end the processes."""
+        self._is_stopped = True
+        self._dispatcher.close()
+        await asyncio.gather(*(worker.stop() for worker in self._workers))
+
+    def submit(
+        self,
+        tensors: dict[str, Array],
+        num_rows: int,
+        answer: Answer,
+        *,
+        timeout_s: float | None = None,
+        priority: int = NORMAL_PRIORITY,
+    ) -> Callable[[], None]:
+        """Queue a request; the returned function gives it up.
+
+        Raises:
+            Overloaded: it would come too late.
+            RequestQuarantined: the same tensors have ended two workers.
+            NotReady: the version has been stopped.
+        """
+        if self._is_stopped:
+            raise NotReady(reason=f"version {self.number} of '{self.model}' has been stopped")
+        timeout = self.timeout_s if timeout_s is None else timeout_s
+        request = Request(
+            num_rows=num_rows,
+            shape_key=self.signature.shape_key(tensors),
+            deadline_s=self._loop.time() + timeout,
+            priority=priority,
+            tensors=tensors,
+            answer=answer,
+            timeout_s=timeout,
+        )
+        self._dispatcher.submit(request)
+        return request.abandon
+
+    def failed(self, error: RequestError) -> None:
+        """Count a request that did not come as far as the queue."""
+        self.metrics.finished(error, 0.0, 0)
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether a worker is there to answer."""
+        up = (WorkerState.IDLE, WorkerState.BUSY)
+        return not self._is_stopped and any(worker.state in up for worker in self._workers)
+
+    @property
+    def worker_pids(self) -> tuple[int, ...]:
+        """The processes that run the model now."""
+        return tuple(worker.pid for worker in self._workers)
+
+    def learn_table(self, table: LatencyTable) -> None:
+        """Take over latencies that were measured after the start, and batch as they advise."""
+        self._latency.learn_table(table)
+        if self.settings.max_batch_rows is None:
+            self._queue.max_batch_rows = max_batch_rows(self.variant, table)
+
+    def statistics(self) -> QueueStatistics:
+        """Return what the queue holds and has done."""
+        return self._queue.statistics()
+
+    @property
+    def max_batch_rows(self) -> int:
+        """Rows of different requests that may share a batch now."""
+        return self._queue.max_batch_rows
+
+    def warnings(self) -> list[str]:
+        """Return what an operator should know, each in a sentence."""
+        said = []
+        if self.variant.invariance is BatchInvariance.INTERFERENCE:
+            said.append(f"{self}: rows of '{self.variant.name}' change each other's answers; requests share no batch.")
+        fastest_s = self._latency.predict_s(1)
+        if self.slo is not None and fastest_s > self.slo.limit_s:
+            said.append(
+                f"{self}: one row takes about {fastest_s * 1e3:.3g} ms on this machine; {self.slo} cannot be kept."
+            )
+        return said
+
+    def __str__(self) -> str:
+        return f"{self.model} version {self.number}"
+
+    def describe(self) -> str:
+        """Return how it is served, in a few words."""
+        sizing = self.sizing
+        target = f", {self.slo}" if self.slo else ""
+        workers = f"workers: {sizing.num_workers}, " if sizing.num_workers > 1 else ""
+        return (
+            f"{self.model} ({self.variant.name}, {workers}threads: {sizing.num_threads}, rows in a batch: up to "
+            f"{self.max_batch_rows}{target})"
+        )
