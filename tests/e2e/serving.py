@@ -10,7 +10,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -65,6 +65,10 @@ class RunningServer:
         """Return once so many requests are in the queue."""
         eventually(lambda: self.server.statistics().num_waiting == num_tickets)
 
+    def wait_until_accepted(self, num_tickets: int) -> None:
+        """Return once so many requests have come in altogether."""
+        eventually(lambda: self.server.statistics().num_accepted == num_tickets)
+
     def ask(self, method: str, path: str, body: bytes | None = None, headers: dict[str, str] | None = None) -> Answer:
         """Send one request on a connection of its own, with Python's own client."""
         with closing(http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE_S)) as client:
@@ -102,13 +106,23 @@ def serve_settings(**changes: Any) -> ServeSettings:
 @contextmanager
 def serving(bundle: Path, settings: ServeSettings | None = None) -> Iterator[RunningServer]:
     """Serve a bundle for the length of the block."""
+    chosen = settings or serve_settings()
+    config = ModelConfig(name=read_name(bundle), path=bundle, settings=chosen.model)
+    with serving_models([config], settings=chosen) as running:
+        yield running
+
+
+@contextmanager
+def serving_models(
+    configs: Sequence[ModelConfig], *, root: Path | None = None, settings: ServeSettings | None = None
+) -> Iterator[RunningServer]:
+    """Serve models for the length of the block."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever)
     thread.start()
 
     async def start() -> Server:
-        chosen = settings or serve_settings()
-        server = Server([ModelConfig(name=read_name(bundle), path=bundle, settings=chosen.model)], chosen)
+        server = Server(configs, settings or serve_settings(), root=root)
         await server.start()
         return server
 

@@ -7,6 +7,7 @@ answers, and then to the front again. No lock is needed, and nothing is pickled.
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 import socket
@@ -153,8 +154,10 @@ class Arena:
         return np.ndarray(placed.shape, placed.dtype, self._map, placed.offset)
 
     def close(self) -> None:
-        """Let go of the memory; views that are still held keep it alive."""
+        """Let go of the memory now; views that are still held keep it alive."""
         os.close(self.descriptor)
+        with contextlib.suppress(BufferError):
+            self._map.close()
 
     def _reserve(self, num_bytes: int) -> None:
         if num_bytes <= len(self._map):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -124,7 +125,7 @@ class Dispatcher:
             Overloaded: it would come too late.
             RequestQuarantined: the same tensors have ended two workers.
         """
-        now_s = request.arrived_s = self._loop.time()
+        now_s = request.arrived_s = time.monotonic()
         if self._quarantine and (left_s := self._quarantine.seconds_left(request.tensors, now_s=now_s)):
             raise RequestQuarantined(seconds=left_s)
         try:
@@ -179,7 +180,7 @@ class Dispatcher:
                 return (request,)
         if not len(self._queue):
             return ()
-        batch: Batch = self._queue.pop_batch(now_s=self._loop.time())
+        batch: Batch = self._queue.pop_batch(now_s=time.monotonic())
         for late in batch.expired:
             self._expire(late)
         if batch.tickets:
@@ -190,7 +191,7 @@ class Dispatcher:
         parts = ((name, [request.tensors[name] for request in batch]) for name in self._input_names)
         placed = lane.worker.arena.place(parts)
         lane.batch = batch
-        lane.started_s = self._loop.time()
+        lane.started_s = time.monotonic()
         lane.num_rows = sum(request.num_rows for request in batch)
         lane.expected_s = self._latency.predict_s(lane.num_rows)
         lane.hang_due_s = lane.started_s + max(self._hang_s, HANG_FACTOR * lane.expected_s)
@@ -204,7 +205,7 @@ class Dispatcher:
         lane.hang_alarm = None
         if not lane.batch:
             return
-        if self._loop.time() >= lane.hang_due_s:
+        if time.monotonic() >= lane.hang_due_s:
             lane.worker.replace()
         else:
             lane.hang_alarm = self._loop.call_at(lane.hang_due_s, self._check_hang, lane)
@@ -213,7 +214,7 @@ class Dispatcher:
 
     def _on_done(self, lane: _Lane, message: Done) -> None:
         batch, lane.batch = lane.batch, ()
-        now_s = self._loop.time()
+        now_s = time.monotonic()
         self._latency.observe(lane.num_rows, now_s - lane.started_s)
         self._metrics.batch(lane.num_rows, message.compute_s)
         outputs = {placed.name: lane.worker.arena.view(placed) for placed in message.outputs}
@@ -243,7 +244,7 @@ class Dispatcher:
         self._metrics.worker_lost()
         for request in batch:
             request.is_accused = True
-            seconds = self._quarantine.accuse((request.whole or request).tensors, now_s=self._loop.time())
+            seconds = self._quarantine.accuse((request.whole or request).tensors, now_s=time.monotonic())
             if seconds:
                 self._finish(request, RequestQuarantined(seconds=seconds))
             else:
@@ -256,7 +257,7 @@ class Dispatcher:
             return
         request.is_answered = True
         if request.whole is None:
-            self._metrics.finished(result, self._loop.time() - request.arrived_s, request.num_rows)
+            self._metrics.finished(result, time.monotonic() - request.arrived_s, request.num_rows)
         request.answer(result)
 
     # --- deadlines
@@ -273,7 +274,7 @@ class Dispatcher:
 
     def _ring(self) -> None:
         self._alarm = None
-        now_s = self._loop.time()
+        now_s = time.monotonic()
         for late in self._queue.drop_expired(now_s=now_s):
             self._expire(late)
         running = [request for lane in self._lanes for request in (*lane.batch, *self._retries)]

@@ -122,13 +122,6 @@ class Server:
         models = self.repository.models
         return models[model or next(iter(models))].default.statistics()
 
-    def describe(self) -> list[str]:
-        """Return a line on each version that is served, and where."""
-        models = self.repository.models.values()
-        versions = [version for model in models for version in model.versions.values()]
-        several = len(versions) > len(self.repository.models)
-        return [f"{version.describe()}{f', version {version.number}' if several else ''}" for version in versions]
-
     def _on_change(self) -> None:
         self._application.rebuild()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import time
 from collections.abc import Callable, Sequence
 
 from forwardpass.bundle import Bundle
@@ -60,7 +61,6 @@ class ModelVersion:
         )
         self._workers: list[WorkerProcess] = []
         self._is_stopped = False
-        self._loop = asyncio.get_running_loop()
         self._dispatcher = Dispatcher(
             model=model,
             signature=self.signature,
@@ -134,7 +134,7 @@ class ModelVersion:
         request = Request(
             num_rows=num_rows,
             shape_key=self.signature.shape_key(tensors),
-            deadline_s=self._loop.time() + timeout,
+            deadline_s=time.monotonic() + timeout,
             priority=priority,
             tensors=tensors,
             answer=answer,
@@ -194,6 +194,6 @@ class ModelVersion:
         target = f", {self.slo}" if self.slo else ""
         workers = f"workers: {sizing.num_workers}, " if sizing.num_workers > 1 else ""
         return (
-            f"{self.model} ({self.variant.name}, {workers}threads: {sizing.num_threads}, rows in a batch: up to "
+            f"{self} ({self.variant.name}, {workers}threads: {sizing.num_threads}, rows in a batch: up to "
             f"{self.max_batch_rows}{target})"
         )
