@@ -20,7 +20,7 @@ import numpy as np
 
 from forwardpass.bundle import read_name
 from forwardpass.core.tensors import Array
-from forwardpass.serve import ModelConfig, ModelSettings, Server, ServeSettings
+from forwardpass.serve import ModelConfig, ModelSettings, ServeConfig, Server, ServeSettings
 
 PATIENCE_S = 60.0
 
@@ -122,7 +122,8 @@ def serving_models(
     thread.start()
 
     async def start() -> Server:
-        server = Server(configs, settings or serve_settings(), root=root)
+        chosen = settings or serve_settings()
+        server = Server(ServeConfig(settings=chosen, models=tuple(configs), repository=root))
         await server.start()
         return server
 

@@ -150,10 +150,18 @@ def test_labels_name_versions_and_a_split_shares_the_requests(served: RunningSer
     ("traffic", "status", "sentence"),
     [
         ({"labels": {"canary": 9}}, 404, "There is no version '9' of 'mlp' here. Available: 1, 2."),
-        ({"split": {"1": -1}}, 400, "Malformed request: the shares of 'split' must not be negative, nor all zero."),
-        ({"split": {"1": 0}}, 400, "Malformed request: the shares of 'split' must not be negative, nor all zero."),
+        (
+            {"split": {"1": -1}},
+            400,
+            "Invalid value '{'1': -1.0}' for split: expected shares from 0 up, not all of them 0.",
+        ),
+        (
+            {"split": {"1": 0}},
+            400,
+            "Invalid value '{'1': 0.0}' for split: expected shares from 0 up, not all of them 0.",
+        ),
         ({"shadow": "ghost"}, 404, "There is no version 'ghost' of 'mlp' here. Available: 1, 2."),
-        ({"labels": {"a/b": 1}}, 400, "Malformed request: 'a/b' is no label"),
+        ({"labels": {"a/b": 1}}, 400, "Invalid value 'a/b' for labels: expected labels of letters"),
         ({"colour": 1}, 400, "Malformed request: Object contains unknown field `colour`"),
     ],
 )

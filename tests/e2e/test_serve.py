@@ -600,9 +600,10 @@ def test_a_port_in_use_is_told(served: RunningServer, bundle: Path) -> None:
 BLOCKING = """
 import sys
 from pathlib import Path
-from forwardpass.serve import ModelConfig, ModelSettings, ServeSettings, serve
+from forwardpass.serve import ModelConfig, ModelSettings, ServeConfig, ServeSettings, serve
 config = ModelConfig(name="mlp", path=Path(sys.argv[1]), settings=ModelSettings(num_threads=1))
-serve([config], ServeSettings(port=0), on_ready=lambda server: print(server.address[1], flush=True))
+whole = ServeConfig(settings=ServeSettings(port=0), models=(config,))
+serve(whole, on_ready=lambda server: print(server.address[1], flush=True))
 heavy = {"torch", "onnx", "click", "rich", "jinja2", "prometheus_client", "grpc"} & set(sys.modules)
 assert not heavy, heavy
 """

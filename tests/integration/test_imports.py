@@ -15,9 +15,10 @@ HEAVY = ("torch", "onnx", "transformers", "tokenizers", "click", "rich", "jinja2
 SERVE = """
 import asyncio, sys
 from pathlib import Path
-from forwardpass.serve import ModelConfig, Server, ServeSettings
+from forwardpass.serve import ModelConfig, ServeConfig, Server, ServeSettings
 async def main():
-    server = Server([ModelConfig(name="mlp", path=Path(sys.argv[1]))], ServeSettings(port=0))
+    model = ModelConfig(name="mlp", path=Path(sys.argv[1]))
+    server = Server(ServeConfig(settings=ServeSettings(port=0), models=(model,)))
     await server.start()
     await server.stop()
 asyncio.run(main())

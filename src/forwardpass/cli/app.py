@@ -24,7 +24,8 @@ COMMANDS = {
     "convert": "Convert a model to ONNX and prove that it still answers the same.",
     "optimize": "Make leaner variants, measure each, and choose one with reasons.",
     "ship": "Run the whole checklist: from a trained model to a bundle that can be served.",
-    "serve": "Serve a bundle, or a bare ONNX file, over HTTP.",
+    "serve": "Serve bundles, or a bare ONNX file, over HTTP and gRPC.",
+    "keys": "Make, list and remove API keys for a server.",
     "inspect": "Check a bundle and show what is in it.",
 }
 """In the order of the work. Each lives in a module of its own that is imported only when it runs."""

@@ -13,10 +13,14 @@ __all__ = ["command"]
 @click.command("serve")
 @click.argument("bundles", nargs=-1, metavar="BUNDLE…")
 @click.option(
+    "--config", type=click.Path(path_type=Path), metavar="FILE", help="TOML file; options given here overrule it."
+)
+@click.option(
     "--repository", type=click.Path(path_type=Path), metavar="FOLDER", help="Serve every model in FOLDER/name/version."
 )
-@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
-@click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0 takes a free one.")
+@click.option("--host", default=None, help="Address to listen on; default: 127.0.0.1.")
+@click.option("--port", type=click.IntRange(0, 65535), default=None, help="Default: 8000; 0 takes a free one.")
+@click.option("--grpc-port", type=click.IntRange(0, 65535), default=None, help="Serve gRPC, too; 0 takes a free port.")
 @click.option("--slo", default=None, metavar="p99=100ms", help="Latency target; default: the bundle's own.")
 @click.option("--variant", default=None, metavar="NAME", help="Which variant to serve; default: the chosen one.")
 @click.option(
@@ -55,27 +59,21 @@ __all__ = ["command"]
 @click.option(
     "--tls-client-ca", type=click.Path(path_type=Path), metavar="PEM", help="Clients need a certificate of this CA."
 )
+@click.option(
+    "--log-format", type=click.Choice(["text", "json"]), default="text", show_default=True, help="How to log."
+)
+@click.option("--log-requests", is_flag=True, help="Log a line for every request: route, status and time, no content.")
 def command(
     bundles: tuple[str, ...],
     *,
+    config: Path | None,
     repository: Path | None,
-    host: str,
-    port: int,
     slo: str | None,
-    variant: str | None,
-    threads: int | None,
-    workers: int | None,
-    max_batch: int | None,
-    max_queue: int | None,
-    timeout: float | None,
-    grace: float | None,
-    watch: float | None,
-    keys: Path | None,
-    tls_cert: Path | None,
-    tls_key: Path | None,
-    tls_client_ca: Path | None,
+    log_format: str,
+    log_requests: bool,
+    **options: Any,
 ) -> None:
-    """Serve each BUNDLE over HTTP (Open Inference Protocol v2) until SIGTERM or Ctrl-C.
+    """Serve each BUNDLE over HTTP and gRPC (Open Inference Protocol v2) until SIGTERM or Ctrl-C.
 
     BUNDLE is a folder made by 'forwardpass ship', a folder of versions (1, 2, 3 …) of a model, or a bare ONNX file for
     a quick start.
@@ -86,32 +84,29 @@ def command(
       forwardpass serve --repository models --watch 1
       curl localhost:8000/v2/models/digits
     """
-    import logging
-
     from forwardpass.core.slo import Slo
-    from forwardpass.serve import ModelSettings, ServeSettings
-    from forwardpass.wiring import serve_model
+    from forwardpass.serve.logs import configure_logs
+    from forwardpass.wiring import run_server
 
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    model: dict[str, Any] = {
-        "variant": variant,
-        "num_threads": threads,
-        "num_workers": workers,
-        "max_batch_rows": max_batch,
-        "max_queue_rows": max_queue,
-        "timeout_s": timeout,
-        "slo": Slo.parse(slo) if slo is not None else None,
-    }
-    server: dict[str, Any] = {
-        "host": host,
-        "port": port,
-        "grace_s": grace,
-        "watch_s": watch,
-        "keys": keys,
-        "certificate": tls_cert,
-        "private_key": tls_key,
-        "client_ca": tls_client_ca,
-        "model": ModelSettings(**{name: value for name, value in model.items() if value is not None}),
-    }
-    settings = ServeSettings(**{name: value for name, value in server.items() if value is not None})
-    serve_model(*bundles, settings=settings, repository=repository)
+    configure_logs(as_json=log_format == "json")
+    given = {_SETTINGS.get(name, name): value for name, value in options.items() if value is not None}
+    if slo is not None:
+        given["slo"] = Slo.parse(slo)
+    if log_requests:
+        given["log_requests"] = True
+    run_server(bundles, config=config, repository=repository, **given)
+
+
+_SETTINGS = {
+    "threads": "num_threads",
+    "workers": "num_workers",
+    "max_batch": "max_batch_rows",
+    "max_queue": "max_queue_rows",
+    "timeout": "timeout_s",
+    "grace": "grace_s",
+    "watch": "watch_s",
+    "tls_cert": "certificate",
+    "tls_key": "private_key",
+    "tls_client_ca": "client_ca",
+}
+"""What an option is called among the settings."""

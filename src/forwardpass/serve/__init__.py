@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from forwardpass.serve.config import ServeConfig, name_of, read_config
     from forwardpass.serve.models import ModelConfig, Traffic
     from forwardpass.serve.server import Server, serve
     from forwardpass.serve.settings import ModelSettings, ServeSettings
@@ -16,13 +17,26 @@ if TYPE_CHECKING:
 _HOMES = {
     "ModelConfig": "models",
     "ModelSettings": "settings",
+    "ServeConfig": "config",
     "ServeSettings": "settings",
     "Server": "server",
     "Traffic": "models",
+    "name_of": "config",
+    "read_config": "config",
     "serve": "server",
 }
 
-__all__ = ["ModelConfig", "ModelSettings", "ServeSettings", "Server", "Traffic", "serve"]
+__all__ = [
+    "ModelConfig",
+    "ModelSettings",
+    "ServeConfig",
+    "ServeSettings",
+    "Server",
+    "Traffic",
+    "name_of",
+    "read_config",
+    "serve",
+]
 
 
 def __getattr__(name: str) -> object:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
-from forwardpass.errors import ForwardpassError, MalformedRequest
+from forwardpass.errors import ForwardpassError, InvalidOption, MalformedRequest
 from forwardpass.serve.auth import Scope
 from forwardpass.serve.http import Exchange, Response
 from forwardpass.serve.models import Traffic
@@ -46,13 +46,14 @@ class TrafficBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         """Return it as the server uses it.
 
         Raises:
-            MalformedRequest: a share is negative, all are zero, or a label looks like a version.
+            InvalidOption: a share is negative, all are zero, or a label looks like a version.
         """
         if any(share < 0 for share in self.split.values()) or (self.split and not any(self.split.values())):
-            raise MalformedRequest(reason="the shares of 'split' must not be negative, nor all zero")
+            raise InvalidOption(option="split", value=str(self.split), expected="shares from 0 up, not all of them 0")
         for label in self.labels:
             if not MODEL_NAME.fullmatch(label) or label.isdigit():
-                raise MalformedRequest(reason=f"'{label[:64]}' is no label: letters, digits, '.', '_', '-'; no number")
+                expected = "labels of letters, digits, '.', '_' and '-' that are no numbers"
+                raise InvalidOption(option="labels", value=label[:64], expected=expected)
         labels = {label: str(number) for label, number in self.labels.items()}
         return Traffic(labels=labels, split=self.split, shadow=self.shadow)
 

@@ -7,6 +7,8 @@ is a protocol class with callbacks instead of tasks.
 from __future__ import annotations
 
 import asyncio
+import logging
+import time
 from collections import deque
 from collections.abc import Callable
 from http import HTTPStatus
@@ -29,6 +31,8 @@ MAX_UNWANTED_BYTES = 16 * 2**10
 LINGER_S = 2.0
 """A refused client may go on sending for so long: hanging up on unread bytes would discard the refusal, too."""
 
+log = logging.getLogger("forwardpass.requests")
+
 JSON = "application/json"
 _REASONS = {status.value: status.phrase for status in HTTPStatus}
 
@@ -48,6 +52,7 @@ class Exchange:
     __slots__ = (
         "_connection",
         "_response",
+        "begun_s",
         "body",
         "headers",
         "is_abandoned",
@@ -62,6 +67,7 @@ class Exchange:
     def __init__(self, connection: HttpConnection) -> None:
         self._connection = connection
         self._response: Response | None = None
+        self.begun_s = time.monotonic()
         self.method = b""
         self.target = b""
         self.headers: dict[bytes, bytes] = {}
@@ -258,6 +264,8 @@ class HttpConnection(asyncio.Protocol):
             is_last = self._connections.are_closing and self.is_idle
             keeps_alive = exchange.keeps_alive and not is_last
             self._transport.write(_render(response, keeps_alive=keeps_alive, is_head=exchange.is_head))
+            if self._settings.log_requests:
+                _log(exchange, response)
             if not keeps_alive:
                 self._hang_up()
                 return
@@ -359,3 +367,14 @@ def _render(response: Response, *, keeps_alive: bool, is_head: bool) -> bytes:
     ]
     head = "\r\n".join(lines).encode("latin-1") + b"\r\n\r\n"
     return head if is_head else head + response.body
+
+
+def _log(exchange: Exchange, response: Response) -> None:
+    """Note what was asked and how it went; a path that is not a route could be anything, and is left out."""
+    fields = {
+        "method": exchange.method.decode("latin-1"),
+        "route": "?" if response.status == 404 else exchange.target.partition(b"?")[0].decode("latin-1"),
+        "status": response.status,
+        "milliseconds": round((time.monotonic() - exchange.begun_s) * 1e3, 3),
+    }
+    log.info("%s", " ".join(map(str, fields.values())), extra={"fields": fields})

@@ -10,17 +10,16 @@ import logging
 import os
 import signal
 import ssl
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable
 
 from forwardpass.core.latency import LatencyTable
 from forwardpass.errors import AddressInUse, InvalidOption
 from forwardpass.serve.app import Application
 from forwardpass.serve.auth import Gate, KeyRing, OpenGate
 from forwardpass.serve.batching import QueueStatistics
+from forwardpass.serve.config import ServeConfig, describe_config
 from forwardpass.serve.connections import Connections
 from forwardpass.serve.http import HttpConnection
-from forwardpass.serve.models import ModelConfig
 from forwardpass.serve.repository import Repository
 from forwardpass.serve.settings import ServeSettings
 
@@ -33,16 +32,20 @@ log = logging.getLogger("forwardpass.serve")
 
 
 class Server:
-    """Models behind one port: those of `configs`, and those in the subfolders of the repository `root`."""
+    """Models behind one port: those that are named, and those in the subfolders of the repository."""
 
-    def __init__(self, configs: Sequence[ModelConfig], settings: ServeSettings, *, root: Path | None = None) -> None:
-        self._settings = settings
+    def __init__(self, config: ServeConfig) -> None:
+        self._settings = settings = config.settings
         self._is_draining = False
         self._watching: asyncio.Task[None] | None = None
         self._gate = _gate(settings)
         self._tls = _tls(settings)
         self.repository = Repository(
-            configs, root=root, defaults=settings.model, grace_s=settings.grace_s, on_change=self._on_change
+            config.models,
+            root=config.repository,
+            defaults=settings.model,
+            grace_s=settings.grace_s,
+            on_change=self._on_change,
         )
         self._application = Application(
             self.repository, self._gate, max_body_bytes=settings.max_body_bytes, is_draining=lambda: self._is_draining
@@ -143,10 +146,8 @@ class Server:
 
 
 def serve(
-    configs: Sequence[ModelConfig],
-    settings: ServeSettings,
+    config: ServeConfig,
     *,
-    root: Path | None = None,
     on_ready: Callable[[Server], None] | None = None,
 ) -> None:
     """Serve until SIGTERM or SIGINT, then answer what was accepted and return. A second signal ends at once.
@@ -159,17 +160,12 @@ def serve(
     try:
         import uvloop
     except ImportError:  # there is none for some systems
-        asyncio.run(_serve(configs, settings, root, on_ready))
+        asyncio.run(_serve(config, on_ready))
     else:
-        uvloop.run(_serve(configs, settings, root, on_ready))
+        uvloop.run(_serve(config, on_ready))
 
 
-async def _serve(
-    configs: Sequence[ModelConfig],
-    settings: ServeSettings,
-    root: Path | None,
-    on_ready: Callable[[Server], None] | None,
-) -> None:
+async def _serve(config: ServeConfig, on_ready: Callable[[Server], None] | None) -> None:
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
 
@@ -181,7 +177,9 @@ async def _serve(
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal)
-    server = Server(configs, settings, root=root)
+    for line in describe_config(config):
+        log.info("configuration of %s", line)
+    server = Server(config)
     starting = asyncio.ensure_future(server.start())
     waiting = asyncio.ensure_future(stopping.wait())
     await asyncio.wait((starting, waiting), return_when=asyncio.FIRST_COMPLETED)

@@ -36,6 +36,8 @@ class ServeSettings:
 
     host: str = "127.0.0.1"
     port: int = 8000
+    grpc_port: int | None = None
+    """For gRPC; None for none."""
     model: ModelSettings = field(default_factory=ModelSettings)
     grace_s: float = 30.0
     """For answering what is open after a signal to stop."""
@@ -47,6 +49,8 @@ class ServeSettings:
     client_ca: Path | None = None
     watch_s: float | None = None
     """How often to look for new versions of the models; None for never."""
+    log_requests: bool = False
+    """A line for every request: its route, status and time, nothing of its content."""
     max_body_bytes: int = 64 * 2**20
     max_header_bytes: int = 16 * 2**10
     max_connections: int = 1024

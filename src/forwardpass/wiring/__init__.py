@@ -1,7 +1,7 @@
 """The public functions: the one place that picks real adapters and puts the layers together."""
 
 from forwardpass.wiring.building import ProfileReport, convert_model, optimize_model, profile_model, ship_model
-from forwardpass.wiring.serving import Inspection, inspect_bundle, load, serve_model
+from forwardpass.wiring.serving import Inspection, inspect_bundle, load, run_server, serve_model
 
 __all__ = [
     "Inspection",
@@ -11,6 +11,7 @@ __all__ = [
     "load",
     "optimize_model",
     "profile_model",
+    "run_server",
     "serve_model",
     "ship_model",
 ]

@@ -8,11 +8,11 @@ import re
 import tempfile
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from forwardpass.bundle import Bundle, has_versions, open_bundle, read_name
+from forwardpass.bundle import Bundle, open_bundle
 from forwardpass.core.calls import random_calls, random_tensors
 from forwardpass.core.tensors import BATCH_AXIS
 from forwardpass.core.variants import Format, Precision, Variant
@@ -22,9 +22,9 @@ from forwardpass.runtimes import RuntimeOptions, open_runtime
 from forwardpass.wiring.inputs import bundled_variants, no_progress
 
 if TYPE_CHECKING:
-    from forwardpass.serve import ModelConfig, ModelSettings, Server, ServeSettings
+    from forwardpass.serve import ModelConfig, ModelSettings, ServeConfig, Server, ServeSettings
 
-__all__ = ["Inspection", "inspect_bundle", "load", "serve_model"]
+__all__ = ["Inspection", "inspect_bundle", "load", "run_server", "serve_model"]
 
 NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9._-]")
 NUM_QUICK_ROWS = 4
@@ -87,38 +87,60 @@ def serve_model(
         ModelNotServed: a variant cannot be loaded, or answers differently on this machine.
         AddressInUse: the port is taken.
     """
-    from forwardpass.serve import ServeSettings, serve
+    from forwardpass.serve import ServeConfig, ServeSettings
 
-    chosen = settings or ServeSettings()
-    root = Path(repository) if repository is not None else None
-    if root is not None and not root.is_dir():
-        raise InvalidOption(option="--repository", value=str(root), expected="a folder of models")
-    if not models and root is None:
-        raise InvalidOption(option="BUNDLE", value="", expected="at least one bundle, or --repository FOLDER")
+    config = ServeConfig(settings=settings or ServeSettings(), repository=Path(repository) if repository else None)
+    _serve(models, config)
+
+
+def run_server(models: Sequence[Path | str], *, config: Path | None, repository: Path | None, **given: Any) -> None:
+    """Serve what a configuration file and the command line name; `given` settings overrule those of the file.
+
+    Raises:
+        InvalidConfig: the file has mistakes.
+        ForwardpassError: as for `serve_model`.
+    """
+    from forwardpass.serve import ModelSettings, ServeConfig, ServeSettings, read_config
+
+    read = read_config(config) if config is not None else ServeConfig(settings=ServeSettings())
+    names = {field.name for field in fields(ModelSettings)}
+    for_models = {name: value for name, value in given.items() if name in names}
+    for_server = {name: value for name, value in given.items() if name not in names}
+    settings = replace(read.settings, model=replace(read.settings.model, **for_models), **for_server)
+    configs = tuple(replace(model, settings=replace(model.settings, **for_models)) for model in read.models)
+    _serve(models, ServeConfig(settings=settings, models=configs, repository=repository or read.repository))
+
+
+def _serve(models: Sequence[Path | str], config: ServeConfig) -> None:
+    from forwardpass.serve import ServeConfig, serve
+
+    if config.repository is not None and not config.repository.is_dir():
+        raise InvalidOption(option="--repository", value=str(config.repository), expected="a folder of models")
+    if not (models or config.models or config.repository):
+        raise InvalidOption(option="BUNDLE", value="", expected="at least one bundle, --repository or --config")
     with tempfile.TemporaryDirectory(prefix="forwardpass-serve-") as folder:
-        quick = {}
-        configs: list[ModelConfig] = []
+        quick: dict[str, Path] = {}
+        configs = list(config.models)
         for number, model in enumerate(map(Path, models)):
             path = model
             if model.is_file():
                 path = Path(folder) / str(number) / "bundle"
                 quick[_quick_bundle(model, path).name] = path
-            configs.append(_config(path, chosen.model))
+            configs.append(_config(path, config.settings.model))
         _check_names(configs)
 
         def on_ready(server: Server) -> None:
             for name, path in quick.items():
                 _profile_in_background(server, name, open_bundle(path))
 
-        serve(configs, chosen, root=root, on_ready=on_ready)
+        whole = ServeConfig(settings=config.settings, models=tuple(configs), repository=config.repository)
+        serve(whole, on_ready=on_ready)
 
 
 def _config(path: Path, settings: ModelSettings) -> ModelConfig:
-    """Name a model after its bundle, or a folder of versions after itself."""
-    from forwardpass.serve import ModelConfig
+    from forwardpass.serve import ModelConfig, name_of
 
-    name = path.absolute().name if has_versions(path) else read_name(path)
-    return ModelConfig(name=name, path=path, settings=settings)
+    return ModelConfig(name=name_of(path), path=path, settings=settings)
 
 
 def _check_names(configs: Sequence[ModelConfig]) -> None:

@@ -1,0 +1,220 @@
+"""The configuration file of a server: TOML, checked as a whole, with every mistake told at once."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, get_type_hints
+
+import msgspec
+
+from forwardpass.bundle import has_versions, read_name
+from forwardpass.core.slo import Slo
+from forwardpass.errors import BundleError, ForwardpassError, InvalidConfig
+from forwardpass.serve.control import TrafficBody
+from forwardpass.serve.models import ModelConfig
+from forwardpass.serve.repository import MODEL_NAME
+from forwardpass.serve.settings import ModelSettings, ServeSettings
+
+__all__ = ["ServeConfig", "describe_config", "name_of", "read_config"]
+
+_Count = Annotated[int, msgspec.Meta(ge=1)]
+_Seconds = Annotated[float, msgspec.Meta(gt=0)]
+_Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
+
+
+class _Defaults(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    variant: str | None = None
+    threads: _Count | None = None
+    workers: _Count | None = None
+    max_batch: _Count | None = None
+    max_queue: _Count | None = None
+    timeout: _Seconds | None = None
+    hang: _Seconds | None = None
+    slo: str | None = None
+
+
+class _Model(_Defaults, forbid_unknown_fields=True, kw_only=True):
+    path: str
+    name: str | None = None
+    labels: dict[str, str | int] = {}
+    split: dict[str, float] = {}
+    shadow: str | None = None
+
+
+class _Server(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    host: str | None = None
+    port: _Port | None = None
+    grpc_port: _Port | None = None
+    repository: str | None = None
+    watch: _Seconds | None = None
+    grace: Annotated[float, msgspec.Meta(ge=0)] | None = None
+    keys: str | None = None
+    tls_cert: str | None = None
+    tls_key: str | None = None
+    tls_client_ca: str | None = None
+    max_body_bytes: _Count | None = None
+    max_header_bytes: _Count | None = None
+    max_connections: _Count | None = None
+    header_timeout: _Seconds | None = None
+    body_timeout: _Seconds | None = None
+    keep_alive: _Seconds | None = None
+
+
+_SETTINGS = {
+    "threads": "num_threads",
+    "workers": "num_workers",
+    "max_batch": "max_batch_rows",
+    "max_queue": "max_queue_rows",
+    "timeout": "timeout_s",
+    "hang": "hang_s",
+    "watch": "watch_s",
+    "grace": "grace_s",
+    "tls_cert": "certificate",
+    "tls_key": "private_key",
+    "tls_client_ca": "client_ca",
+    "header_timeout": "header_timeout_s",
+    "body_timeout": "body_timeout_s",
+    "keep_alive": "keep_alive_s",
+}
+_PATHS = ("keys", "certificate", "private_key", "client_ca")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServeConfig:
+    """What a server is to do."""
+
+    settings: ServeSettings
+    models: tuple[ModelConfig, ...] = ()
+    repository: Path | None = None
+
+
+def read_config(path: Path) -> ServeConfig:
+    """Read a configuration; paths in it are relative to its folder.
+
+    Raises:
+        InvalidConfig: it cannot be read, or something in it is wrong; every mistake is named.
+    """
+    try:
+        document = tomllib.loads(path.read_text())
+    except OSError as error:
+        raise InvalidConfig(path=str(path), mistakes=[(error.strerror or str(error)).lower()]) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InvalidConfig(path=str(path), mistakes=[f"it is not TOML: {error}"]) from error
+    reader = _Reader(path.absolute().parent)
+    config = reader.read(document)
+    if reader.mistakes:
+        raise InvalidConfig(path=str(path), mistakes=reader.mistakes)
+    return config
+
+
+def name_of(path: Path) -> str:
+    """Name a model after its bundle, or a folder of versions after itself.
+
+    Raises:
+        BundleError: it is neither.
+    """
+    return path.absolute().name if has_versions(path) else read_name(path)
+
+
+def describe_config(config: ServeConfig) -> Iterator[str]:
+    """Return what is in force, a line for the server and one for each model; what the profile decides is left out."""
+    server = asdict(config.settings)
+    del server["model"]
+    yield "server: " + _listed(server | {"repository": config.repository})
+    for model in config.models:
+        settings = asdict(model.settings) | {"slo": model.settings.slo}
+        traffic = {name: value for name, value in asdict(model.traffic).items() if value}
+        yield f"{model.name}: " + _listed({"path": model.path} | settings | traffic)
+
+
+def _listed(fields: Mapping[str, object]) -> str:
+    return ", ".join(f"{name}={value}" for name, value in fields.items() if value is not None)
+
+
+class _Reader:
+    """Turns a document into settings and notes every mistake on the way."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self.mistakes: list[str] = []
+
+    def read(self, document: dict[str, Any]) -> ServeConfig:
+        for key in document.keys() - {"server", "defaults", "models"}:
+            self.mistakes.append(f"'{key}' is not known; there are server, defaults and models")
+        server = self._section(document.get("server", {}), "server", _Server)
+        defaults = self._model_settings(self._section(document.get("defaults", {}), "defaults", _Defaults), "defaults")
+        fields = {name: value for name, value in server.items() if name != "repository"}
+        settings = ServeSettings(model=replace(ModelSettings(), **defaults), **self._renamed(fields))
+        models = document.get("models", [])
+        if not isinstance(models, list):
+            self.mistakes.append("'models' has to be written as [[models]], once for each")
+            models = []
+        configs = [self._model(model, f"models[{number}]", settings.model) for number, model in enumerate(models)]
+        found = tuple(config for config in configs if config is not None)
+        names = [config.name for config in found]
+        self.mistakes += [f"two models are named '{name}'" for name in dict.fromkeys(names) if names.count(name) > 1]
+        repository = self._place(server["repository"]) if "repository" in server else None
+        if repository is not None and not repository.is_dir():
+            self.mistakes.append(f"server.repository: there is no folder '{repository}'")
+        return ServeConfig(settings=settings, models=found, repository=repository)
+
+    def _model(self, section: object, where: str, defaults: ModelSettings) -> ModelConfig | None:
+        fields = self._section(section, where, _Model)
+        if "path" not in fields:
+            if isinstance(section, dict) and "path" not in section:
+                self.mistakes.append(f"{where}.path: is missing")
+            return None
+        path = self._place(fields.pop("path"))
+        traffic = {name: fields.pop(name) for name in ("labels", "split", "shadow") if name in fields}
+        name = fields.pop("name", None)
+        if name is not None and not MODEL_NAME.fullmatch(name):
+            self.mistakes.append(f"{where}.name: '{name}' is no name: letters, digits, '.', '_' and '-', at most 64")
+        settings = replace(defaults, **self._model_settings(fields, where))
+        return self._noting(
+            where,
+            lambda: ModelConfig(
+                name=name or name_of(path), path=path, settings=settings, traffic=TrafficBody(**traffic).traffic()
+            ),
+        )
+
+    def _section(self, section: object, where: str, kind: type[msgspec.Struct]) -> dict[str, Any]:
+        """Return the fields that are right, and note what is wrong with the others."""
+        if not isinstance(section, dict):
+            self.mistakes.append(f"'{where}' has to be a table")
+            return {}
+        types = get_type_hints(kind, include_extras=True)
+        fields = {}
+        for key, value in section.items():
+            if key not in types:
+                self.mistakes.append(f"{where}.{key}: is not known; there are {', '.join(types)}")
+                continue
+            try:
+                fields[key] = msgspec.convert(value, types[key])
+            except msgspec.ValidationError as error:
+                self.mistakes.append(f"{where}.{key}: {error}")
+        return fields
+
+    def _model_settings(self, fields: dict[str, Any], where: str) -> dict[str, Any]:
+        renamed = self._renamed(fields)
+        if "slo" in renamed:
+            text = renamed.pop("slo")
+            slo = self._noting(f"{where}.slo", lambda: Slo.parse(text))
+            renamed |= {"slo": slo} if slo is not None else {}
+        return renamed
+
+    def _renamed(self, fields: Mapping[str, Any]) -> dict[str, Any]:
+        renamed = {_SETTINGS.get(name, name): value for name, value in fields.items()}
+        return {name: self._place(value) if name in _PATHS else value for name, value in renamed.items()}
+
+    def _place(self, path: str) -> Path:
+        return self._folder / path
+
+    def _noting(self, where: str, make: Callable[[], Any]) -> Any:
+        try:
+            return make()
+        except (ForwardpassError, BundleError) as error:
+            self.mistakes.append(f"{where}: {error}")
+            return None
