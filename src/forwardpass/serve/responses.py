@@ -22,25 +22,25 @@ from forwardpass.errors import (
 )
 from forwardpass.serve.http import Response
 
-__all__ = ["STATUSES", "error_response", "json_response", "message_response", "not_allowed"]
+__all__ = ["STATUSES", "error_response", "grpc_code", "json_response", "message_response", "not_allowed"]
 
-STATUSES: tuple[tuple[type[ForwardpassError], int], ...] = (
-    (MalformedRequest, 400),
-    (TensorMismatch, 400),
-    (InputRejected, 400),
-    (Unauthorized, 401),
-    (Forbidden, 403),
-    (NotFound, 404),
-    (BodyTooLarge, 413),
-    (RequestQuarantined, 422),
-    (Overloaded, 429),
-    (RateLimited, 429),
-    (NotReady, 503),
-    (DeadlineExceeded, 504),
-    (RequestError, 500),
-    (ForwardpassError, 400),
+STATUSES: tuple[tuple[type[ForwardpassError], int, str], ...] = (
+    (MalformedRequest, 400, "INVALID_ARGUMENT"),
+    (TensorMismatch, 400, "INVALID_ARGUMENT"),
+    (InputRejected, 400, "INVALID_ARGUMENT"),
+    (Unauthorized, 401, "UNAUTHENTICATED"),
+    (Forbidden, 403, "PERMISSION_DENIED"),
+    (NotFound, 404, "NOT_FOUND"),
+    (BodyTooLarge, 413, "RESOURCE_EXHAUSTED"),
+    (RequestQuarantined, 422, "FAILED_PRECONDITION"),
+    (Overloaded, 429, "RESOURCE_EXHAUSTED"),
+    (RateLimited, 429, "RESOURCE_EXHAUSTED"),
+    (NotReady, 503, "UNAVAILABLE"),
+    (DeadlineExceeded, 504, "DEADLINE_EXCEEDED"),
+    (RequestError, 500, "INTERNAL"),
+    (ForwardpassError, 400, "FAILED_PRECONDITION"),
 )
-"""The one place where an error becomes an HTTP status; the last line is for models that cannot be loaded."""
+"""The one place where an error becomes a status of HTTP or gRPC; the last line is for models that cannot be loaded."""
 
 _encode = msgspec.json.Encoder().encode
 
@@ -57,7 +57,7 @@ def message_response(status: int, sentence: str) -> Response:
 
 def error_response(error: ForwardpassError) -> Response:
     """Answer with an error, and with when to come back where that helps."""
-    status = next(status for kind, status in STATUSES if isinstance(error, kind))
+    status = next(status for kind, status, _ in STATUSES if isinstance(error, kind))
     headers: tuple[tuple[str, str], ...] = ()
     if isinstance(error, Overloaded | RateLimited):
         headers = (("retry-after", str(max(1, round(error.retry_after_s)))),)
@@ -66,6 +66,11 @@ def error_response(error: ForwardpassError) -> Response:
     elif isinstance(error, Unauthorized):
         headers = (("www-authenticate", "Bearer"),)
     return Response(status=status, body=_encode({"error": str(error)}), headers=headers)
+
+
+def grpc_code(error: ForwardpassError) -> str:
+    """Return the name of the gRPC status code of an error."""
+    return next(code for kind, _, code in STATUSES if isinstance(error, kind))
 
 
 def not_allowed(methods: tuple[bytes, ...]) -> Response:

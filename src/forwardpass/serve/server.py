@@ -11,9 +11,10 @@ import os
 import signal
 import ssl
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from forwardpass.core.latency import LatencyTable
-from forwardpass.errors import AddressInUse, InvalidOption
+from forwardpass.errors import AddressInUse, InvalidOption, MissingExtra
 from forwardpass.serve.app import Application
 from forwardpass.serve.auth import Gate, KeyRing, OpenGate
 from forwardpass.serve.batching import QueueStatistics
@@ -22,6 +23,9 @@ from forwardpass.serve.connections import Connections
 from forwardpass.serve.http import HttpConnection
 from forwardpass.serve.repository import Repository
 from forwardpass.serve.settings import ServeSettings
+
+if TYPE_CHECKING:
+    from forwardpass.serve.grpc_front import GrpcFront
 
 __all__ = ["Server", "serve"]
 
@@ -38,6 +42,7 @@ class Server:
         self._settings = settings = config.settings
         self._is_draining = False
         self._watching: asyncio.Task[None] | None = None
+        self._grpc: GrpcFront | None = None
         self._gate = _gate(settings)
         self._tls = _tls(settings)
         self.repository = Repository(
@@ -64,6 +69,8 @@ class Server:
         try:
             await self.repository.start()
             await self._listen()
+            if self._settings.grpc_port is not None:
+                await self._start_grpc()
         except BaseException:
             await self.repository.stop()
             self._application.close()
@@ -81,11 +88,12 @@ class Server:
             async with asyncio.timeout(self._settings.grace_s):
                 await asyncio.sleep(SETTLE_S)
                 self._listener.close()
-                await self._connections.close()
+                await asyncio.gather(self._connections.close(), self._stop_grpc(self._settings.grace_s))
         except TimeoutError:
             log.warning("the grace time is over; what is still open is answered with an error")
             self._listener.close()
         await self.repository.stop()
+        await self._stop_grpc(0.0)
         self._connections.close_all()
         self._application.close()
 
@@ -94,6 +102,11 @@ class Server:
         """Host and port that the server listens on."""
         host, port = self._listener.sockets[0].getsockname()[:2]
         return host, port
+
+    @property
+    def grpc_port(self) -> int | None:
+        """The port of gRPC, if it is served."""
+        return self._grpc.port if self._grpc is not None else None
 
     @property
     def url(self) -> str:
@@ -124,6 +137,19 @@ class Server:
         """Return what the queue of a model holds and has done; of the only one, without a name."""
         models = self.repository.models
         return models[model or next(iter(models))].default.statistics()
+
+    async def _start_grpc(self) -> None:
+        try:
+            from forwardpass.serve.grpc_front import GrpcFront
+        except ImportError as error:
+            raise MissingExtra(package="grpcio", extra="grpc", purpose="to serve gRPC") from error
+        front = GrpcFront(self.repository, self._gate, self._settings, is_ready=lambda: self.is_ready)
+        await front.start()
+        self._grpc = front
+
+    async def _stop_grpc(self, grace_s: float) -> None:
+        if self._grpc is not None:
+            await self._grpc.stop(grace_s)
 
     def _on_change(self) -> None:
         self._application.rebuild()
@@ -191,7 +217,8 @@ async def _serve(config: ServeConfig, on_ready: Callable[[Server], None] | None)
         return
     starting.result()
     gc.freeze()  # what is there by now stays: the collector need not look at it again and again
-    log.info("ready on %s", server.url)
+    grpc = f", gRPC on port {server.grpc_port}" if server.grpc_port is not None else ""
+    log.info("ready on %s%s", server.url, grpc)
     if on_ready is not None:
         on_ready(server)
     await waiting
