@@ -11,7 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from forwardpass.core.latency import LatencyPoint, LatencyTable
 from forwardpass.errors import Overloaded
-from forwardpass.serve.batching import BatchQueue, Closed, LatencyEstimate, Ticket
+from forwardpass.serve.batching import NORMAL_PRIORITY, BatchQueue, Closed, LatencyEstimate, Ticket
 
 MAX_BATCH_ROWS = 8
 MAX_QUEUE_ROWS = 24
@@ -21,8 +21,10 @@ TABLE = LatencyTable(
 )
 
 
-def ticket(num_rows: int = 1, *, deadline_s: float = 100.0, shape: str = "a") -> Ticket:
-    return Ticket(num_rows=num_rows, shape_key=shape, deadline_s=deadline_s)
+def ticket(
+    num_rows: int = 1, *, deadline_s: float = 100.0, shape: str = "a", priority: int = NORMAL_PRIORITY
+) -> Ticket:
+    return Ticket(num_rows=num_rows, shape_key=shape, deadline_s=deadline_s, priority=priority)
 
 
 def queue(latency: LatencyEstimate | None = None, *, max_queue_rows: int = MAX_QUEUE_ROWS) -> BatchQueue:
@@ -49,9 +51,14 @@ class QueueMachine(RuleBasedStateMachine):
         self.num_expired = self.num_batched = self.num_refused = 0
         self.last_run: dict[object, int] = {}
 
-    @rule(rows=st.integers(1, 12), shape=st.sampled_from("ab"), patience_s=st.floats(0.01, 30))
-    def arrive(self, rows: int, shape: str, patience_s: float) -> None:
-        new = ticket(rows, deadline_s=self.now_s + patience_s, shape=shape)
+    @rule(
+        rows=st.integers(1, 12),
+        shape=st.sampled_from("ab"),
+        patience_s=st.floats(0.01, 30),
+        priority=st.sampled_from((1, NORMAL_PRIORITY, NORMAL_PRIORITY, 9)),
+    )
+    def arrive(self, rows: int, shape: str, patience_s: float, priority: int) -> None:
+        new = ticket(rows, deadline_s=self.now_s + patience_s, shape=shape, priority=priority)
         with suppress(Overloaded):
             push(self.queue, new, now_s=self.now_s, busy_until_s=self.now_s)
             self.waiting.append(new)
@@ -79,8 +86,13 @@ class QueueMachine(RuleBasedStateMachine):
         for one in batch.tickets:
             assert not one.is_abandoned
             assert one.deadline_s > self.now_s
-            assert one.number > self.last_run.get(one.shape_key, -1)
-            self.last_run[one.shape_key] = one.number
+            line = (one.shape_key, one.priority)
+            assert one.number > self.last_run.get(line, -1)
+            self.last_run[line] = one.number
+        for left in self.queue._waiting() if batch.tickets else ():
+            assert left.is_abandoned or left.priority >= batch.tickets[0].priority, "the most urgent runs first"
+            if left.shape_key == batch.tickets[0].shape_key and not left.is_abandoned:
+                assert left.priority >= max(one.priority for one in batch.tickets), "nobody overtakes in the batch"
         self.take_out(batch.tickets)
         self.take_out(batch.expired)
         self.forget_those_who_left()
