@@ -115,7 +115,12 @@ def test_what_is_urgent_overtakes(bundle: Path) -> None:
         started: list[int] = []
         dispatcher = running.server.repository.models["mlp"].default._dispatcher
         start = dispatcher._start
-        dispatcher._start = lambda lane, batch: (started.append(batch[0].priority), start(lane, batch))  # type: ignore[method-assign]
+
+        def note(lane: Any, batch: Any) -> None:
+            started.append(batch[0].priority)
+            start(lane, batch)
+
+        dispatcher._start = note  # type: ignore[method-assign]
         with running.frozen_worker():
             asked = [ask(running, 0)]
             eventually(lambda: running.server.statistics().num_batches == 1)
@@ -148,7 +153,7 @@ def test_the_server_keeps_to_its_own_openapi_document(served: RunningServer) -> 
     checks = [not_a_server_error, status_code_conformance, response_schema_conformance]
     count = 0
     for result in schema.get_all_operations():
-        operation = result.ok()
+        operation: Any = result.ok()  # type: ignore[union-attr]  # an error raises here
 
         @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck), database=None)
         @given(case=operation.as_strategy())
