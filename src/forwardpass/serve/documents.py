@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 from forwardpass.core.tensors import TensorSpec
 from forwardpass.core.version import VERSION
+from forwardpass.protocol import DATATYPES, NAMES
 from forwardpass.serve.http import Exchange, Response
 from forwardpass.serve.models import Model
-from forwardpass.serve.oip import DATATYPES, NAMES
 from forwardpass.serve.repository import Repository
 from forwardpass.serve.responses import json_response
 

@@ -22,12 +22,12 @@ from forwardpass.errors import (
     RequestError,
     TensorMismatch,
 )
+from forwardpass.protocol import NAMES, check_shape, decode_raw, encode_raw
 from forwardpass.serve.auth import Gate, Scope
-from forwardpass.serve.binary import check_shape, decode_raw, encode_raw
 from forwardpass.serve.exposition import describe_statistics
 from forwardpass.serve.grpc_schema import DATA_TYPES, KIND_CPU, message_class
 from forwardpass.serve.models import Model
-from forwardpass.serve.oip import NAMES, InferCall, call_priority, call_timeout_s, spec_for, wanted_outputs
+from forwardpass.serve.oip import InferCall, call_priority, call_timeout_s, spec_for, wanted_outputs
 from forwardpass.serve.repository import Repository
 from forwardpass.serve.responses import grpc_code
 from forwardpass.serve.rest import EXTENSIONS, describe_config, describe_model, shorter

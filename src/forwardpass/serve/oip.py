@@ -14,42 +14,21 @@ import numpy as np
 
 from forwardpass.core.tensors import Array, Signature, TensorSpec
 from forwardpass.errors import MalformedRequest, TensorMismatch
+from forwardpass.protocol import DATATYPES, NAMES, NAMES_BY_DTYPE, decode_raw, decode_tensor, encode_list, raw_buffer
 from forwardpass.serve.batching import LOWEST_PRIORITY, NORMAL_PRIORITY
-from forwardpass.serve.binary import MAX_RANK, check_shape, decode_raw, encode_raw, listed
 
 __all__ = [
-    "DATATYPES",
-    "NAMES",
     "InferCall",
     "ResponseWriter",
     "call_priority",
     "call_timeout_s",
     "decode_infer",
     "decode_raw_infer",
-    "decode_tensor",
     "describe_tensors",
     "spec_for",
     "wanted_outputs",
 ]
 
-DATATYPES = {
-    "BOOL": "bool",
-    "UINT8": "uint8",
-    "UINT16": "uint16",
-    "UINT32": "uint32",
-    "UINT64": "uint64",
-    "INT8": "int8",
-    "INT16": "int16",
-    "INT32": "int32",
-    "INT64": "int64",
-    "FP16": "float16",
-    "FP32": "float32",
-    "FP64": "float64",
-    "BYTES": "object",
-}
-NAMES = {dtype: name for name, dtype in DATATYPES.items()}
-_NAMES_BY_DTYPE = {np.dtype(dtype): name for name, dtype in DATATYPES.items()}
-_KINDS = {dtype: np.dtype(dtype).kind for dtype in DATATYPES.values()}
 MICROSECOND_S = 1e-6
 MAX_TIMEOUT_S = 3600.0
 """Longer wishes are cut to this."""
@@ -90,25 +69,6 @@ class InferCall(msgspec.Struct, frozen=True, kw_only=True):
 
 
 _decode_body = msgspec.json.Decoder(_Body).decode
-
-
-def _decoders(kind: type) -> list[msgspec.json.Decoder[Any]]:
-    """Return decoders of lists nested 1, 2, … deep."""
-    nested: Any = list[kind]  # type: ignore[valid-type]
-    decoders = []
-    for _ in range(MAX_RANK):
-        decoders.append(msgspec.json.Decoder(nested))
-        nested = list[nested]
-    return decoders
-
-
-_DECODERS = {
-    "f": _decoders(float),
-    "i": _decoders(int),
-    "u": _decoders(int),
-    "b": _decoders(bool),
-    "O": _decoders(str),
-}
 
 
 def decode_infer(body: bytes, signature: Signature, *, num_json_bytes: int | None = None) -> InferCall:
@@ -216,68 +176,6 @@ def _decode_input(given: _Input, spec: TensorSpec | None, piece: memoryview | No
     return decode_tensor(given.data, tuple(given.shape), spec)
 
 
-def decode_tensor(data: msgspec.Raw | bytes, shape: tuple[int, ...], spec: TensorSpec) -> Array:
-    """Decode a flat or nested JSON list into an array of `shape`.
-
-    Raises:
-        TensorMismatch: the number, kind or range of the elements does not fit.
-    """
-    num_elements = check_shape(shape, spec)
-    decoders = _DECODERS[_KINDS[spec.dtype]]
-    values = _decode_list(data, decoders, len(shape), spec)
-    flat = not values or not isinstance(values[0], list)
-    if flat and len(values) != num_elements:
-        raise TensorMismatch(
-            tensor=spec.name,
-            reason=f"has {len(values)} elements for the shape {listed(shape)}",
-            expected=f"{num_elements} elements",
-        )
-    try:
-        with np.errstate(over="ignore"):  # what overflows is refused below
-            array = _strings(values, shape) if spec.dtype == "object" else np.array(values, dtype=spec.dtype)
-    except (OverflowError, ValueError) as error:
-        reason = f"has a value beyond {NAMES[spec.dtype]}, or rows of different lengths"
-        raise TensorMismatch(tensor=spec.name, reason=reason, expected=str(spec)) from error
-    if not flat and array.shape != shape:
-        found, wanted = list(array.shape), listed(shape)
-        raise TensorMismatch(
-            tensor=spec.name, reason=f"is nested as {found} but has the shape {wanted}", expected=wanted
-        )
-    if decoders is _DECODERS["f"] and not np.logical_and.reduce(np.isfinite(array), axis=None):
-        raise TensorMismatch(tensor=spec.name, reason=f"has a value beyond {NAMES[spec.dtype]}", expected=str(spec))
-    return array.reshape(shape)
-
-
-def _strings(values: list[Any], shape: tuple[int, ...]) -> Array:
-    """Return texts as the bytes that BYTES are."""
-    nested = np.array(values, dtype=object)
-    return np.array([str(text).encode() for text in nested.ravel()], dtype=object).reshape(nested.shape or shape)
-
-
-def _decode_list(
-    data: msgspec.Raw | bytes, decoders: Sequence[msgspec.json.Decoder[Any]], rank: int, spec: TensorSpec
-) -> list[Any]:
-    """Try a flat list first, which is what clients in a hurry send, then one nested as deep as the shape."""
-    try:
-        values: list[Any] = decoders[0].decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        if rank < 2:
-            raise _wrong_data(error, spec) from error
-    else:
-        return values
-    try:
-        nested: list[Any] = decoders[rank - 1].decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise _wrong_data(error, spec) from error
-    return nested
-
-
-def _wrong_data(error: Exception, spec: TensorSpec) -> TensorMismatch:
-    return TensorMismatch(
-        tensor=spec.name, reason=f"has data that does not fit ({error})", expected=f"a flat or nested list for {spec}"
-    )
-
-
 def call_timeout_s(parameters: Mapping[str, Any] | None) -> float | None:
     """Return the parameter `timeout`, in microseconds as in Triton.
 
@@ -367,7 +265,7 @@ class ResponseWriter:
         """Encode the outputs that the call wants, in the model's order, with its id."""
         wanted = call.outputs or outputs
         tensors = [
-            _OutputTensor(name, _NAMES_BY_DTYPE[array.dtype], array.shape, _values(array))
+            _OutputTensor(name, NAMES_BY_DTYPE[array.dtype], array.shape, encode_list(array))
             for name, array in ((name, outputs[name]) for name in wanted)
         ]
         return self._encode(_ResponseBody(self._model, self._version, tensors, call.id))
@@ -377,19 +275,12 @@ class ResponseWriter:
         tensors, pieces = [], []
         for name in call.outputs or outputs:
             array = outputs[name]
-            tensor = _OutputTensor(name, _NAMES_BY_DTYPE[array.dtype], array.shape)
+            tensor = _OutputTensor(name, NAMES_BY_DTYPE[array.dtype], array.shape)
             if call.binary is True or (call.binary and name in call.binary):
-                pieces.append(encode_raw(array))
+                pieces.append(raw_buffer(array))
                 tensor.parameters = {"binary_data_size": len(pieces[-1])}
             else:
-                tensor.data = _values(array)
+                tensor.data = encode_list(array)
             tensors.append(tensor)
         head = self._encode(_ResponseBody(self._model, self._version, tensors, call.id))
         return b"".join((head, *pieces)), len(head)
-
-
-def _values(array: Array) -> list[Any]:
-    if array.dtype == object:
-        return [text.decode("utf-8", "replace") if isinstance(text, bytes) else text for text in array.ravel()]
-    values: list[Any] = array.ravel().tolist()
-    return values

@@ -15,9 +15,9 @@ import numpy as np
 from forwardpass.core.protocols import Processor
 from forwardpass.core.tensors import Array, Signature
 from forwardpass.errors import MalformedRequest, NotReady, Overloaded, RequestError
+from forwardpass.protocol import decode_tensor
 from forwardpass.serve.http import Exchange
 from forwardpass.serve.models import Model
-from forwardpass.serve.oip import decode_tensor
 from forwardpass.serve.responses import error_response, json_response, message_response
 from forwardpass.serve.rest import header_timeout_s
 from forwardpass.serve.versions import ModelVersion

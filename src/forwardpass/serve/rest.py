@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 
 from forwardpass.core.tensors import Array, TensorSpec
 from forwardpass.errors import MalformedRequest, RequestError
+from forwardpass.protocol import BINARY_TYPE, JSON_LENGTH_HEADER, NAMES, TIMEOUT_HEADER
 from forwardpass.serve.http import Exchange, Response
 from forwardpass.serve.models import Model
-from forwardpass.serve.oip import NAMES, InferCall, decode_infer, decode_raw_infer, describe_tensors
+from forwardpass.serve.oip import InferCall, decode_infer, decode_raw_infer, describe_tensors
 from forwardpass.serve.responses import error_response, json_response
 from forwardpass.serve.versions import ModelVersion
 
@@ -21,10 +22,8 @@ EXTENSIONS = (
     "schedule_policy",
     "statistics",
 )
-TIMEOUT_HEADER = b"x-request-timeout-ms"
-JSON_LENGTH_HEADER = b"inference-header-content-length"
 MAX_DIGITS = 9
-BINARY = "application/octet-stream"
+_TIMEOUT, _JSON_LENGTH = TIMEOUT_HEADER.encode(), JSON_LENGTH_HEADER.encode()
 
 
 class InferRoutes:
@@ -45,8 +44,8 @@ class InferRoutes:
                 exchange.respond(error_response(result))
             elif call.binary:
                 body, num_json_bytes = chosen.writer.write_binary(result, call)
-                headers = (("inference-header-content-length", str(num_json_bytes)),)
-                exchange.respond(Response(status=200, body=body, headers=headers, content_type=BINARY))
+                headers = ((JSON_LENGTH_HEADER, str(num_json_bytes)),)
+                exchange.respond(Response(status=200, body=body, headers=headers, content_type=BINARY_TYPE))
             else:
                 exchange.respond(Response(status=200, body=chosen.writer.write(result, call)))
 
@@ -109,7 +108,7 @@ def _configured(specs: Sequence[TensorSpec], *, is_batchable: bool) -> list[dict
 
 
 def _decode(exchange: Exchange, version: ModelVersion) -> InferCall:
-    text = exchange.headers.get(JSON_LENGTH_HEADER)
+    text = exchange.headers.get(_JSON_LENGTH)
     if text is None:
         return decode_infer(exchange.body, version.signature)
     if not text.isdigit() or len(text) > MAX_DIGITS or int(text) > len(exchange.body):
@@ -128,7 +127,7 @@ def header_timeout_s(headers: Mapping[bytes, bytes]) -> float | None:
     Raises:
         MalformedRequest: it is not a positive whole number.
     """
-    text = headers.get(TIMEOUT_HEADER)
+    text = headers.get(_TIMEOUT)
     if text is None:
         return None
     if not text.isdigit() or len(text) > MAX_DIGITS or int(text) == 0:

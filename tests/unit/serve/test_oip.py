@@ -14,14 +14,12 @@ from hypothesis.extra import numpy as hnp
 
 from forwardpass.core.tensors import Array, Signature, TensorSpec
 from forwardpass.errors import MalformedRequest, RequestError, TensorMismatch
-from forwardpass.serve.binary import decode_raw, encode_raw
+from forwardpass.protocol import DATATYPES, decode_raw, decode_tensor, encode_raw
 from forwardpass.serve.oip import (
-    DATATYPES,
     InferCall,
     ResponseWriter,
     decode_infer,
     decode_raw_infer,
-    decode_tensor,
     describe_tensors,
 )
 

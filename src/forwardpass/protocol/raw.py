@@ -14,7 +14,7 @@ import numpy as np
 from forwardpass.core.tensors import Array, TensorSpec
 from forwardpass.errors import TensorMismatch
 
-__all__ = ["MAX_RANK", "check_shape", "decode_raw", "encode_raw", "listed"]
+__all__ = ["MAX_RANK", "check_shape", "decode_raw", "encode_raw", "listed", "raw_buffer"]
 
 MAX_RANK = 16
 MAX_SIZE = 2**63 - 1
@@ -59,9 +59,15 @@ def encode_raw(array: Array) -> bytes:
     >>> encode_raw(np.array([b"ab", b""], object))
     b'\\x02\\x00\\x00\\x00ab\\x00\\x00\\x00\\x00'
     """
+    return bytes(raw_buffer(array))
+
+
+def raw_buffer(array: Array) -> bytes | memoryview:
+    """Return what `encode_raw` does; of an array that lies in memory as it is sent, a view and no copy."""
     if array.dtype == object:
         return b"".join(_LENGTH.pack(len(text)) + text for text in map(_as_bytes, array.ravel()))
-    return array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
+    ordered = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
+    return ordered.reshape(-1).view(np.uint8).data
 
 
 def listed(shape: Sequence[int]) -> str:
