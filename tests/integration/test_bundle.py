@@ -139,6 +139,36 @@ def test_a_manifest_that_is_no_manifest_is_an_error_of_ours(bundle: Path, text: 
         open_bundle(bundle)
 
 
+def claim(invariance: str, sizes: list[int]) -> Callable[[dict[str, object]], object]:
+    def change(manifest: dict[str, object]) -> None:
+        manifest["variants"][0].update(invariance=invariance, exact_batch_sizes=sizes)  # type: ignore[index]
+
+    return change
+
+
+def test_exact_batch_sizes_are_kept_and_an_older_bundle_has_none(bundle: Path) -> None:
+    edit_manifest(bundle, lambda m: m["variants"][0].pop("exact_batch_sizes"))  # type: ignore[index]
+    assert open_bundle(bundle).variant().exact_batch_sizes == ()
+    edit_manifest(bundle, claim("bitwise-fixed-shapes", [2, 4, 8]))
+    assert open_bundle(bundle).variant().exact_batch_sizes == (2, 4, 8)
+
+
+@pytest.mark.parametrize(
+    ("invariance", "sizes"),
+    [
+        ("bitwise", [2, 4]),
+        ("bitwise-fixed-shapes", []),
+        ("bitwise-fixed-shapes", [4, 2]),
+        ("bitwise-fixed-shapes", [0, 2]),
+        ("bitwise-fixed-shapes", [2, 2]),
+    ],
+)
+def test_sizes_that_do_not_fit_the_verdict_are_refused(bundle: Path, invariance: str, sizes: list[int]) -> None:
+    edit_manifest(bundle, claim(invariance, sizes))
+    with pytest.raises(BundleDamaged, match="exact batch sizes"):
+        open_bundle(bundle)
+
+
 def test_a_folder_without_a_manifest_is_no_bundle(tmp_path: Path) -> None:
     with pytest.raises(BundleNotFound, match=r"'forwardpass ship' makes one"):
         open_bundle(tmp_path)

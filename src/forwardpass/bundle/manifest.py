@@ -52,6 +52,10 @@ class BundledVariant(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     recipe: Recipe
     invariance: BatchInvariance
     golden: GoldenRecord
+    exact_batch_sizes: tuple[int, ...] = ()
+    """The batch sizes, in increasing order, at which answers are bitwise equal to each other whatever the neighbours
+    and the position; a server that pads every batch up to the next of them answers bitwise the same. Empty unless
+    `invariance` is `FIXED_SHAPES`."""
     latency: tuple[LatencyTable, ...] = ()
     """One table for each number of threads that was measured."""
 
@@ -125,8 +129,23 @@ def _check_references(manifest: Manifest, *, path: str) -> None:
             path=path,
             reason=f"the default variant '{manifest.default_variant}' is not one of {names}, each once",
         )
+    for variant in manifest.variants:
+        _check_exact_sizes(variant, path=path)
     paths = [variant.path for variant in manifest.variants]
     paths += [variant.golden.path for variant in manifest.variants]
     for member in (*paths, manifest.golden_inputs):
         if member not in manifest.files:
             raise BundleDamaged(path=path, reason=f"'{member}' is used but not listed under 'files'")
+
+
+def _check_exact_sizes(variant: BundledVariant, *, path: str) -> None:
+    """Check that the sizes to pad to are there if and only if the verdict speaks of them."""
+    sizes = variant.exact_batch_sizes
+    is_fixed = variant.invariance is BatchInvariance.FIXED_SHAPES
+    is_increasing = list(sizes) == sorted(set(sizes)) and all(size > 0 for size in sizes)
+    if not is_increasing or is_fixed != bool(sizes):
+        raise BundleDamaged(
+            path=path,
+            reason=f"the variant '{variant.name}' is {variant.invariance.value} with the exact batch sizes "
+            f"{list(sizes)}; {BatchInvariance.FIXED_SHAPES.value} needs some, in increasing order, and no other does",
+        )

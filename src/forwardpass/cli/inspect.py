@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from forwardpass.bundle import Bundle
+from forwardpass.bundle import Bundle, BundledVariant
 from forwardpass.cli.rendering import echo_json, echo_table, heading
 from forwardpass.report.format import format_bytes, format_seconds
 
@@ -32,6 +32,11 @@ def command(bundle: str, *, as_json: bool) -> None:
     )
 
 
+def _same_answer(variant: BundledVariant) -> str:
+    sizes = ", ".join(map(str, variant.exact_batch_sizes))
+    return f"{variant.invariance.value} ({sizes})" if sizes else variant.invariance.value
+
+
 def _echo(bundle: Bundle) -> None:
     manifest = bundle.manifest
     size = sum(record.size_bytes for record in manifest.files.values())
@@ -54,5 +59,5 @@ def _echo(bundle: Bundle) -> None:
         latency = format_seconds(table.points[0].p50_s) if table else "not measured"
         mark = "default" if variant.name == manifest.default_variant else ""
         file = manifest.files[variant.path]
-        rows.append([variant.name, latency, format_bytes(file.size_bytes), variant.invariance.value, mark])
+        rows.append([variant.name, latency, format_bytes(file.size_bytes), _same_answer(variant), mark])
     echo_table(rows, header=("variant", "p50 at batch 1", "size", "same answer in a batch", ""), right=(1, 2))

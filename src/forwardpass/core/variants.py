@@ -29,6 +29,8 @@ class BatchInvariance(StrEnum):
     """Whether a row's answer depends on the rows that share its batch; see the explanation 'same answer'."""
 
     BITWISE = "bitwise"
+    FIXED_SHAPES = "bitwise-fixed-shapes"
+    """Bitwise among batches of certain sizes: whoever pads every batch up to one of them answers the same."""
     TOLERANCE = "within-tolerance"
     INTERFERENCE = "interference"
     NOT_BATCHABLE = "not-batchable"

@@ -42,6 +42,7 @@ class VariantToPack:
 
     variant: Variant
     invariance: BatchInvariance
+    exact_batch_sizes: tuple[int, ...] = ()
     latency: tuple[LatencyTable, ...] = ()
     golden_tolerance: float = FLOAT_TOLERANCE
 
@@ -112,6 +113,7 @@ def _add_variant(writer: BundleWriter, item: VariantToPack, packing: PackingList
         path=path,
         recipe=variant.recipe,
         invariance=item.invariance,
+        exact_batch_sizes=item.exact_batch_sizes,
         golden=golden,
         latency=item.latency,
     )

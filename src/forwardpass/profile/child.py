@@ -63,6 +63,7 @@ class MeasuredVariant:
             worst_case=audit.worst_case,
             num_comparisons=audit.num_comparisons,
             answers_sha256=audit.answers_sha256,
+            exact_batch_sizes=audit.exact_batch_sizes,
         )
 
     def _load(self, batch_size: int) -> list[dict[str, Array]]:

@@ -47,6 +47,8 @@ class InvarianceAudit:
     num_comparisons: int
     answers_sha256: str
     """Over the answers of the rows alone: equal for two thread counts if the answers are."""
+    exact_batch_sizes: tuple[int, ...] = ()
+    """Sizes at which answers are bitwise equal to each other; only where the verdict is `FIXED_SHAPES`."""
 
 
 class Neighbours(StrEnum):

@@ -269,6 +269,7 @@ def _invariance_of(audits: Sequence[Audited]) -> InvarianceVerdict:
         max_difference=first.max_difference,
         worst_case=first.worst_case,
         num_comparisons=first.num_comparisons,
+        exact_batch_sizes=first.exact_batch_sizes,
         is_same_across_threads=len(answers) == 1 if len(audits) > 1 else None,
     )
 

@@ -42,6 +42,7 @@ _LOG_FROM_RANGE = 12.0
 """An axis over a wider range than this is logarithmic: on a linear one the fast variants would lie on the floor."""
 _INVARIANCE_WORDS = {
     BatchInvariance.BITWISE: ("SAME", State.GOOD),
+    BatchInvariance.FIXED_SHAPES: ("SAME AT FIXED SIZES", State.GOOD),
     BatchInvariance.TOLERANCE: ("ROUNDING", State.GOOD),
     BatchInvariance.INTERFERENCE: ("INTERFERENCE", State.BAD),
     BatchInvariance.NOT_BATCHABLE: ("ONE ROW", State.PLAIN),

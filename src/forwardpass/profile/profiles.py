@@ -94,6 +94,8 @@ class InvarianceVerdict:
     worst_case: str
     num_comparisons: int
     is_same_across_threads: bool | None
+    exact_batch_sizes: tuple[int, ...] = ()
+    """Where the verdict is `FIXED_SHAPES`: the sizes at which answers are bitwise equal to each other."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

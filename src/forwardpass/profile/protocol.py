@@ -69,6 +69,7 @@ class Audited(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     worst_case: str
     num_comparisons: int
     answers_sha256: str
+    exact_batch_sizes: tuple[int, ...] = ()
 
 
 class Failed(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="failed"):

@@ -102,6 +102,7 @@ def _to_pack(candidate: Candidate) -> VariantToPack:
     return VariantToPack(
         variant=candidate.variant,
         invariance=candidate.profile.invariance.verdict,
+        exact_batch_sizes=candidate.profile.invariance.exact_batch_sizes,
         latency=candidate.profile.latency_tables(),
         golden_tolerance=golden_tolerance(candidate),
     )

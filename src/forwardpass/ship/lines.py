@@ -145,6 +145,7 @@ def _same_answer_line(chosen: Candidate) -> CheckLine:
     audit = _profile(chosen).invariance
     notes = {
         BatchInvariance.BITWISE: "to the last bit, whatever else is in the batch",
+        BatchInvariance.FIXED_SHAPES: f"to the last bit in batches of {_sizes(audit.exact_batch_sizes)} rows",
         BatchInvariance.TOLERANCE: "up to rounding, whatever else is in the batch",
         BatchInvariance.INTERFERENCE: "rows would change each other's answers: served one at a time",
         BatchInvariance.NOT_BATCHABLE: "served one request at a time",
@@ -157,6 +158,10 @@ def _same_answer_line(chosen: Candidate) -> CheckLine:
         verdict=Verdict.MET,
         note=notes[audit.verdict],
     )
+
+
+def _sizes(sizes: tuple[int, ...]) -> str:
+    return ", ".join(map(str, sizes))
 
 
 def _profile(candidate: Candidate) -> VariantProfile:

@@ -164,7 +164,7 @@ def _quick_bundle(model: Path, destination: Path) -> Bundle:
     audit = audit_invariance(runtime, [call], budget_s=QUICK_AUDIT_S)
     packing = PackingList(
         name=NOT_IN_NAMES.sub("-", model.stem)[:64],
-        variants=[VariantToPack(variant=variant, invariance=audit.verdict)],
+        variants=[VariantToPack(variant=variant, invariance=audit.verdict, exact_batch_sizes=audit.exact_batch_sizes)],
         golden_inputs=[call],
         machine=describe_machine(),
     )
