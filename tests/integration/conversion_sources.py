@@ -47,6 +47,16 @@ class Tokens(nn.Module):
         return words.mean(dim=1), words
 
 
+class FrozenNorm(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+        self.norm = nn.BatchNorm1d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.layer(x))
+
+
 def tokens() -> nn.Module:
     torch.manual_seed(1)
     return Tokens()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 import torch
 from onnx import helper
 
-from forwardpass.convert import Conversion, TorchSource, convert_to_onnx
+from forwardpass.convert import Conversion, TorchSource, convert_to_onnx, plain_weights
 from forwardpass.core.samples import SampleGroup, Samples
 from forwardpass.core.tensors import Array
 from forwardpass.errors import (
@@ -65,6 +66,23 @@ def test_a_module_in_memory_with_several_inputs_and_named_outputs(tmp_path: Path
     assert [spec.name for spec in conversion.signature.outputs] == ["a", "b"]
     assert [spec.shape for spec in conversion.signature.outputs] == [("batch", 4), ("batch",)]
     assert [path.name for path in tmp_path.iterdir()] == ["m.onnx"]
+
+
+@pytest.mark.parametrize("module", [sources.FrozenNorm(), sources.Branching()], ids=["converted", "refused"])
+def test_a_module_in_memory_is_left_as_it_was_found(module: torch.nn.Module, tmp_path: Path) -> None:
+    module.train()
+    for part in list(module.modules())[2:]:
+        part.eval()  # frozen while the rest trains
+    modes = [part.training for part in module.modules()]
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        with contextlib.suppress(ConversionError):
+            convert_to_onnx(module, FOUR, out=tmp_path / "m.onnx", progress=silent)
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+    assert [part.training for part in module.modules()] == modes
 
 
 @pytest.mark.parametrize(
@@ -175,18 +193,23 @@ def test_a_pickle_is_refused_whatever_its_name(name: str, tmp_path: Path) -> Non
 @pytest.mark.parametrize("is_trusted", [False, True])
 def test_a_malicious_pickle_never_runs(is_trusted: bool, tmp_path: Path) -> None:
     torch.save({"table.weight": Payload(tmp_path / "pwned")}, tmp_path / "weights.pt")
-    source = TorchSource(reference=f"{SOURCES}:tokens", weights=str(tmp_path / "weights.pt"))
-    with pytest.raises((UntrustedPickle, InvalidModel)):
-        convert_to_onnx(source, FOUR, out=tmp_path / "m.onnx", trust_pickle=is_trusted, progress=silent)
+    with (
+        pytest.raises((UntrustedPickle, InvalidModel)),
+        plain_weights(str(tmp_path / "weights.pt"), trust_pickle=is_trusted) as weights,
+    ):
+        source = TorchSource(reference=f"{SOURCES}:tokens", weights=weights)
+        convert_to_onnx(source, FOUR, out=tmp_path / "m.onnx", progress=silent)
     assert not (tmp_path / "pwned").exists()
 
 
-def test_a_trusted_pickle_of_tensors_is_converted(tmp_path: Path) -> None:
+def test_a_trusted_pickle_of_tensors_is_converted_and_its_plain_copy_is_gone_afterwards(tmp_path: Path) -> None:
     torch.save({"state_dict": sources.tokens().state_dict()}, tmp_path / "weights.pt")
-    source = TorchSource(reference=f"{SOURCES}:tokens", weights=str(tmp_path / "weights.pt"))
     ids = samples(ids=np.ones((4, 3), np.int64))
-    conversion = convert_to_onnx(source, ids, out=tmp_path / "m.onnx", trust_pickle=True, progress=silent)
+    with plain_weights(str(tmp_path / "weights.pt"), trust_pickle=True) as weights:
+        source = TorchSource(reference=f"{SOURCES}:tokens", weights=weights)
+        conversion = convert_to_onnx(source, ids, out=tmp_path / "m.onnx", progress=silent)
     assert conversion.worst_difference < 1e-6
+    assert not Path(weights).exists()
 
 
 def test_weights_that_are_not_there_are_named(tmp_path: Path) -> None:

@@ -6,7 +6,14 @@ from pathlib import Path
 
 import click
 
-from forwardpass.cli.options import comma_separated_counts, data_option, json_option, model_argument, profile_settings
+from forwardpass.cli.options import (
+    comma_separated_counts,
+    data_option,
+    json_option,
+    model_argument,
+    profile_settings,
+    source_options,
+)
 from forwardpass.cli.progress import shown_progress
 from forwardpass.cli.rendering import echo_json, echo_table, heading
 from forwardpass.cli.writing import write_text
@@ -20,9 +27,7 @@ __all__ = ["command"]
 @click.command("profile")
 @model_argument
 @data_option(required=False)
-@click.option(
-    "--weights", default="", metavar="FILE", help="Weights of a package.module:factory source (.safetensors)."
-)
+@source_options
 @click.option("--batch-sizes", default=None, metavar="LIST", help="Such as 1,4,16. Default: 1,2,4,8,16,32.")
 @click.option("--threads", default=None, metavar="LIST", help="Such as 1,2. Default: powers of two up to the cores.")
 @click.option("--axis", "axes", multiple=True, metavar="NAME=SIZE", help="Size of a dynamic axis for made-up inputs.")
@@ -34,6 +39,7 @@ def command(
     *,
     data: str | None,
     weights: str,
+    trust_pickle: bool,
     batch_sizes: str | None,
     threads: str | None,
     axes: tuple[str, ...],
@@ -59,7 +65,13 @@ def command(
     )
     with shown_progress() as progress:
         result = profile_model(
-            model, data=data, weights=weights, axis_sizes=_axis_sizes(axes), settings=settings, progress=progress
+            model,
+            data=data,
+            weights=weights,
+            axis_sizes=_axis_sizes(axes),
+            settings=settings,
+            trust_pickle=trust_pickle,
+            progress=progress,
         )
     if report is not None:
         from forwardpass.profile.page import render_profile_page

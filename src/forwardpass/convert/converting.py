@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -14,7 +13,6 @@ import numpy as np
 
 from forwardpass.convert.axes import DynamicAxes, dynamic_axes
 from forwardpass.convert.parity import check_parity, shape_grid
-from forwardpass.convert.pickles import pickle_to_safetensors
 from forwardpass.convert.values import Conversion, ParityCheck, TorchSource
 from forwardpass.core.calls import random_calls
 from forwardpass.core.protocols import Progress, Runtime
@@ -61,7 +59,6 @@ def convert_to_onnx(
     out: Path,
     opset: int | None = None,
     axes: DynamicAxes | None = None,
-    trust_pickle: bool = False,
     tolerance: float = PARITY_TOLERANCE,
     progress: Progress,
 ) -> Conversion:
@@ -80,29 +77,29 @@ def convert_to_onnx(
         if isinstance(source, Path):
             conversion = _copy_onnx(source, samples, partial, tolerance, progress)
         else:
-            name, runtime = _open_source(source, trust_pickle=trust_pickle)
-            conversion = _export_torch(runtime, name, samples, partial, wishes, progress)
+            conversion = _convert_torch(source, samples, partial, wishes, progress)
     step = Step(operation="convert", parameters=(("exporter", conversion.exporter), ("opset", conversion.opset)))
     variant = replace(conversion.variant, location=str(out), recipe=Recipe(steps=(step,)))
     return replace(conversion, variant=variant)
 
 
-def _open_source(source: TorchSource | nn.Module, *, trust_pickle: bool) -> tuple[str, TorchRuntime]:
-    from forwardpass.runtimes.torch import TorchRuntime, is_pickle
+def _convert_torch(
+    source: TorchSource | nn.Module, samples: Samples | None, out: Path, wishes: _Wishes, progress: Progress
+) -> Conversion:
+    from forwardpass.runtimes.torch import left_as_found
+
+    with left_as_found(None if isinstance(source, TorchSource) else source):
+        name, runtime = _open_source(source)
+        return _export_torch(runtime, name, samples, out, wishes, progress)
+
+
+def _open_source(source: TorchSource | nn.Module) -> tuple[str, TorchRuntime]:
+    from forwardpass.runtimes.torch import TorchRuntime
 
     if not isinstance(source, TorchSource):
         return type(source).__name__, TorchRuntime(source, options=RuntimeOptions())
-    weights = Path(source.weights)
-    if not (trust_pickle and source.weights and weights.is_file() and is_pickle(weights)):
-        return source.reference, TorchRuntime.from_reference(
-            source.reference, weights=source.weights, options=RuntimeOptions()
-        )
-    with tempfile.TemporaryDirectory(prefix="forwardpass-") as folder:
-        plain = Path(folder) / "weights.safetensors"
-        pickle_to_safetensors(weights, plain)
-        return source.reference, TorchRuntime.from_reference(
-            source.reference, weights=str(plain), options=RuntimeOptions()
-        )
+    runtime = TorchRuntime.from_reference(source.reference, weights=source.weights, options=RuntimeOptions())
+    return source.reference, runtime
 
 
 def _export_torch(

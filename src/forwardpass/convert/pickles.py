@@ -8,13 +8,37 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from forwardpass.errors import InvalidModel
+from forwardpass.runtimes.weights import is_pickle
 
-__all__ = ["pickle_to_safetensors"]
+__all__ = ["pickle_to_safetensors", "plain_weights"]
 
 TIME_LIMIT_S = 600.0
+
+
+@contextmanager
+def plain_weights(weights: str, *, trust_pickle: bool) -> Iterator[str]:
+    """Give the path of the weights, a trusted pickle rewritten as safetensors for as long as the block runs.
+
+    Everything behind it (conversion, scoring, measuring in processes of their own) then reads plain tensors. A pickle
+    that is not trusted stays, and is refused by whoever would load it.
+
+    Raises:
+        InvalidModel: the file holds anything but named tensors.
+    """
+    given = Path(weights)
+    if not (trust_pickle and weights and given.is_file() and is_pickle(given)):
+        yield weights
+        return
+    with tempfile.TemporaryDirectory(prefix="forwardpass-weights-") as folder:
+        plain = Path(folder) / f"{given.stem}.safetensors"
+        pickle_to_safetensors(given, plain)
+        yield str(plain)
 
 
 def pickle_to_safetensors(source: Path, target: Path) -> None:

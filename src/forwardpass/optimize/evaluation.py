@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 from forwardpass.core.metrics import METRICS, Metric, Prediction, Scores, score
 from forwardpass.core.protocols import Runtime
 from forwardpass.core.samples import SampleGroup, Samples
 from forwardpass.core.tensors import Array, concatenate_rows
-from forwardpass.core.variants import Precision, Variant
+from forwardpass.core.variants import Format, Precision, Variant
 from forwardpass.runtimes import RuntimeOptions, open_runtime
+from forwardpass.runtimes.options import num_available_cores
 
 __all__ = ["Answers", "answer", "score_answers", "score_error"]
 
@@ -31,12 +32,20 @@ def answer(variant: Variant, samples: Samples) -> Answers:
     A variant that quantises call by call runs one row at a time: that is how it will be served, and in a batch its
     rows would change each other's answers.
     """
-    cores = len(os.sched_getaffinity(0))
-    runtime = open_runtime(
-        variant.format, variant.location, weights=variant.weights, options=RuntimeOptions(num_threads=cores)
-    )
+    options = RuntimeOptions(num_threads=num_available_cores())
     max_rows = 1 if variant.precision is Precision.INT8_DYNAMIC else MAX_ROWS
-    return Answers(groups=tuple(_run_group(runtime, group, max_rows) for group in samples.groups))
+    with _left_as_found(variant.format):
+        runtime = open_runtime(variant.format, variant.location, weights=variant.weights, options=options)
+        return Answers(groups=tuple(_run_group(runtime, group, max_rows) for group in samples.groups))
+
+
+def _left_as_found(format: Format) -> AbstractContextManager[None]:  # noqa: A002
+    """Protect the settings of the user's process, where the runtime shares them with everybody."""
+    if format is not Format.TORCH:
+        return nullcontext()
+    from forwardpass.runtimes.torch import left_as_found
+
+    return left_as_found()
 
 
 def score_answers(metric: Metric, answers: Answers, reference: Answers, samples: Samples) -> Scores:

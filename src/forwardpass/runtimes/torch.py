@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from forwardpass.core.references import resolve_reference
 from forwardpass.core.tensors import BATCH_AXIS, Array, Signature, Tensors, TensorSpec
 from forwardpass.errors import InvalidModel, InvalidReference, MissingExtra, SourceNotFound, UntrustedPickle
 from forwardpass.runtimes.options import RuntimeOptions
+from forwardpass.runtimes.weights import is_pickle
 
 try:
     import torch
@@ -19,10 +21,7 @@ try:
 except ImportError as error:
     raise MissingExtra(package="torch", extra="torch", purpose="running a PyTorch model") from error
 
-__all__ = ["TorchRuntime", "input_names", "is_pickle", "load_module", "named_outputs"]
-
-_PICKLE_STARTS = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05", b"PK\x03\x04", b"(dp", b"}q", b"ccollections")
-"""How pickles begin, and the zip archives that torch.save puts them in."""
+__all__ = ["TorchRuntime", "input_names", "left_as_found", "load_module", "named_outputs"]
 
 
 class TorchRuntime:
@@ -74,6 +73,22 @@ class TorchRuntime:
         return answers
 
 
+@contextmanager
+def left_as_found(module: nn.Module | None = None) -> Iterator[None]:
+    """Afterwards, give torch its number of threads back, and every part of `module` its mode.
+
+    Both belong to the user's process; a runtime changes them for its own work.
+    """
+    num_threads = torch.get_num_threads()
+    modes = {} if module is None else {part: part.training for part in module.modules()}
+    try:
+        yield
+    finally:
+        torch.set_num_threads(num_threads)
+        for part, is_training in modes.items():
+            part.training = is_training
+
+
 def load_module(reference: str, *, weights: str = "") -> nn.Module:
     """Call a factory, load the weights strictly, and return the module in evaluation mode.
 
@@ -99,12 +114,6 @@ def load_module(reference: str, *, weights: str = "") -> nn.Module:
     if weights:
         _load_weights(module, weights)
     return module.eval()
-
-
-def is_pickle(path: Path) -> bool:
-    """Tell from its content whether a file is a pickle; a name proves nothing."""
-    with path.open("rb") as file:
-        return file.read(16).startswith(_PICKLE_STARTS)
 
 
 def input_names(module: nn.Module) -> tuple[str, ...]:

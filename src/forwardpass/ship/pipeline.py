@@ -47,7 +47,6 @@ class ShipRequest:
     metric: Metric
     settings: OptimizeSettings
     opset: int | None = None
-    trust_pickle: bool = False
     processor: str = ""
     processor_folder: Path = Path()
 
@@ -115,7 +114,6 @@ def _convert(
             request.splits.calibration,
             out=store.begin(CONVERT) / "model.onnx",
             opset=request.opset,
-            trust_pickle=request.trust_pickle,
             progress=progress,
         )
 

@@ -50,6 +50,7 @@ def profile_model(
     weights: str = "",
     axis_sizes: Mapping[str, int] | None = None,
     settings: ProfileSettings | None = None,
+    trust_pickle: bool = False,
     progress: Progress = no_progress,
 ) -> ProfileReport:
     """Measure an ONNX file, a PyTorch source (`package.module:factory`), or every variant of a bundle.
@@ -68,12 +69,14 @@ def profile_model(
         UsageError: the model or the samples cannot be used.
         ChildFailed: a measuring process ended before it answered.
     """
+    from forwardpass.convert import plain_weights
     from forwardpass.profile import ProfileSettings, describe_machine, profile_variants
 
     chosen = settings or ProfileSettings()
-    variants = variants_of(str(model), weights=weights)
-    calls = calls_for(variants[0], data, chosen.batch_sizes, axis_sizes or {})
-    profiles = profile_variants(variants, calls, settings=chosen, progress=progress)
+    with plain_weights(weights, trust_pickle=trust_pickle) as plain:
+        variants = variants_of(str(model), weights=plain)
+        calls = calls_for(variants[0], data, chosen.batch_sizes, axis_sizes or {})
+        profiles = profile_variants(variants, calls, settings=chosen, progress=progress)
     return ProfileReport(model=str(model), profiles=profiles, machine=describe_machine())
 
 
@@ -98,11 +101,12 @@ def convert_model(
         UsageError: the source or the samples cannot be used.
         ConversionError: it cannot be converted, or the result answers differently.
     """
-    from forwardpass.convert import convert_to_onnx
+    from forwardpass.convert import convert_to_onnx, plain_weights
 
-    source = conversion_source(str(model), weights)
     samples = load_splits(data).calibration if data else None
-    return convert_to_onnx(source, samples, out=Path(out), opset=opset, trust_pickle=trust_pickle, progress=progress)
+    with plain_weights(weights, trust_pickle=trust_pickle) as plain:
+        source = conversion_source(str(model), plain)
+        return convert_to_onnx(source, samples, out=Path(out), opset=opset, progress=progress)
 
 
 def optimize_model(
@@ -134,7 +138,7 @@ def optimize_model(
         UsageError: the source, the samples or the metric cannot be used.
         ConversionError: the model cannot be converted to ONNX.
     """
-    from forwardpass.convert import convert_to_onnx
+    from forwardpass.convert import convert_to_onnx, plain_weights
     from forwardpass.optimize import OptimizeSettings
     from forwardpass.optimize import optimize_model as optimize
     from forwardpass.ship import source_variant
@@ -143,19 +147,18 @@ def optimize_model(
     chosen_metric = resolve_metric(metric, splits, higher_is_better=higher_is_better)
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
-    source = conversion_source(str(model), weights)
-    conversion = convert_to_onnx(
-        source, splits.calibration, out=folder / "onnx-fp32.onnx", trust_pickle=trust_pickle, progress=progress
-    )
-    return optimize(
-        source_variant(source, conversion),
-        conversion.variant,
-        splits,
-        chosen_metric,
-        workdir=folder,
-        settings=settings or OptimizeSettings(),
-        progress=progress,
-    )
+    with plain_weights(weights, trust_pickle=trust_pickle) as plain:
+        source = conversion_source(str(model), plain)
+        conversion = convert_to_onnx(source, splits.calibration, out=folder / "onnx-fp32.onnx", progress=progress)
+        return optimize(
+            source_variant(source, conversion),
+            conversion.variant,
+            splits,
+            chosen_metric,
+            workdir=folder,
+            settings=settings or OptimizeSettings(),
+            progress=progress,
+        )
 
 
 def ship_model(
@@ -192,6 +195,7 @@ def ship_model(
         ConversionError: the model cannot be converted to ONNX.
         EnvironmentProblem: a package is missing, the disk is full, or another process works on the same bundle.
     """
+    from forwardpass.convert import plain_weights
     from forwardpass.optimize import OptimizeSettings
     from forwardpass.ship import ShipRequest, ship
 
@@ -199,18 +203,18 @@ def ship_model(
     if processor:
         open_processor(processor, Path(processor_folder))
     splits = load_splits(data)
-    source = conversion_source(str(model), weights)
-    request = ShipRequest(
-        source=source,
-        source_key=source_key(source),
-        splits=splits,
-        name=checked_name(name or Path(out).absolute().name),
-        out=Path(out),
-        metric=resolve_metric(metric, splits, higher_is_better=higher_is_better),
-        settings=settings or OptimizeSettings(),
-        opset=opset,
-        trust_pickle=trust_pickle,
-        processor=processor,
-        processor_folder=Path(processor_folder),
-    )
-    return ship(request, progress=progress)
+    key = source_key(conversion_source(str(model), weights))
+    with plain_weights(weights, trust_pickle=trust_pickle) as plain:
+        request = ShipRequest(
+            source=conversion_source(str(model), plain),
+            source_key=key,
+            splits=splits,
+            name=checked_name(name or Path(out).absolute().name),
+            out=Path(out),
+            metric=resolve_metric(metric, splits, higher_is_better=higher_is_better),
+            settings=settings or OptimizeSettings(),
+            opset=opset,
+            processor=processor,
+            processor_folder=Path(processor_folder),
+        )
+        return ship(request, progress=progress)

@@ -1,0 +1,64 @@
+"""The public functions on sources as users have them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from forwardpass.errors import UntrustedPickle
+from forwardpass.optimize import OptimizeSettings
+from forwardpass.profile import ProfileSettings
+from forwardpass.wiring import convert_model, optimize_model, profile_model, ship_model
+from tests.integration.torch_modules import build
+
+MODEL = "tests.integration.torch_modules:build"
+TINY = ProfileSettings(
+    batch_sizes=(1,), thread_counts=(1,), num_rounds=2, round_s=0.01, num_cold_starts=1, audit_budget_s=0.05
+)
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    """Pickled weights that the factory does not have by itself, with samples beside them."""
+    torch.manual_seed(4)
+    module = build()
+    torch.nn.init.normal_(next(module.parameters()))
+    torch.save(module.state_dict(), tmp_path / "w.pt")
+    np.savez(tmp_path / "data.npz", pixels=np.random.default_rng(1).standard_normal((40, 64)).astype(np.float32))
+    return tmp_path / "w.pt"
+
+
+def test_a_trusted_pickle_is_trusted_by_every_command(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = checkpoint.parent
+    monkeypatch.chdir(folder)
+    settings = OptimizeSettings(profile=TINY)
+    trust = True
+    convert_model(MODEL, out="m.onnx", data="data.npz", weights="w.pt", trust_pickle=trust)
+    assert profile_model(MODEL, data="data.npz", weights="w.pt", settings=TINY, trust_pickle=trust).profiles
+    optimised = optimize_model(
+        MODEL, data="data.npz", out="variants", weights="w.pt", settings=settings, trust_pickle=trust
+    )
+    assert optimised.candidates[0].validation is not None
+    assert optimised.candidates[0].validation.value == pytest.approx(1.0)
+    shipped = ship_model(MODEL, data="data.npz", out="out", weights="w.pt", settings=settings, trust_pickle=trust)
+    assert shipped.resumed == ()
+    again = ship_model(MODEL, data="data.npz", out="out", weights="w.pt", settings=settings, trust_pickle=trust)
+    assert again.resumed == ("convert", "optimize")
+    assert not list(folder.rglob("*.safetensors"))
+
+
+def test_a_pickle_that_is_not_trusted_is_refused_by_every_command(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(checkpoint.parent)
+    with pytest.raises(UntrustedPickle):
+        convert_model(MODEL, out="m.onnx", data="data.npz", weights="w.pt")
+    with pytest.raises(UntrustedPickle):
+        profile_model(MODEL, data="data.npz", weights="w.pt", settings=TINY)
+    with pytest.raises(UntrustedPickle):
+        optimize_model(MODEL, data="data.npz", out="variants", weights="w.pt")
+    with pytest.raises(UntrustedPickle):
+        ship_model(MODEL, data="data.npz", out="out", weights="w.pt")
