@@ -55,6 +55,22 @@ def write_mlp(path: Path, *, num_inputs: int = 64, num_outputs: int = 10, seed: 
     return path
 
 
+def write_fixed_batch(path: Path, num_rows: int, *, mixes_rows: bool = False) -> Path:
+    """Write an MLP of a fixed batch, with that number in a Reshape, and perhaps with rows that see each other."""
+    model = onnx.load(str(write_mlp(path, num_inputs=4)))
+    sizes = numpy_helper.from_array(np.array([num_rows, -1]), "sizes")
+    model.graph.initializer.append(sizes)
+    model.graph.node[-1].output[0] = "flat"
+    model.graph.node.append(helper.make_node("Reshape", ["flat", "sizes"], ["shaped"]))
+    last = ("CumSum", ["shaped", "axis"]) if mixes_rows else ("Neg", ["shaped"])
+    model.graph.initializer.append(numpy_helper.from_array(np.array(0), "axis"))
+    model.graph.node.append(helper.make_node(*last, ["scores"]))
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_value = num_rows
+    onnx.save(model, str(path))
+    return path
+
+
 def write_bundle(folder: Path, model: Path, calls: list[dict[str, Array]], *, name: str = "mlp") -> Path:
     """Write a bundle with one FP32 variant whose golden answers come from ONNX Runtime."""
     runtime = open_runtime(Format.ONNX, str(model), options=RuntimeOptions())

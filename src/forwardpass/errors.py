@@ -23,6 +23,7 @@ HTTP status codes are not here: the command line and the server map the branches
     │   └── UnsafePath
     ├── ConversionError          a model that cannot take the other form
     │   ├── UnsupportedOperator
+    │   ├── OpsetUnavailable
     │   ├── ExportFailed
     │   │   └── DataDependentControlFlow
     │   └── ParityFailed
@@ -82,6 +83,7 @@ __all__ = [
     "ModelNotServed",
     "NotFound",
     "NotReady",
+    "OpsetUnavailable",
     "Overloaded",
     "ParityFailed",
     "RateLimited",
@@ -319,6 +321,25 @@ class UnsupportedOperator(ConversionError):
         super().__init__(
             f"Cannot convert the operator '{operator}'{where}: ONNX has no translation for it{target}. "
             "Replace it in the model by supported operators, or re-run with a newer --opset."
+        )
+
+
+class OpsetUnavailable(ConversionError):
+    """The model cannot be written in the version of the operators that was asked for."""
+
+    slug = "opset-unavailable"
+
+    def __init__(self, *, source: str, opset: int, found: int, reason: str, hint: str = "") -> None:
+        self.source = source
+        self.opset = opset
+        self.found = found
+        self.reason = reason
+        self.hint = hint
+        super().__init__(
+            _sentence(
+                f"Cannot write '{source}' in opset {opset} (it is in opset {found}): {reason}.",
+                hint or f"Re-run without --opset, or with --opset {found}.",
+            )
         )
 
 

@@ -57,6 +57,53 @@ class FrozenNorm(nn.Module):
         return self.norm(self.layer(x))
 
 
+class Recurrent(nn.Module):
+    """An LSTM over `x [batch, length, 4]`, whose outputs follow the length."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(4, 3, batch_first=True)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        states, (last, _) = self.lstm(x)
+        return {"states": states, "last": last[0], "doubled": torch.cat((states, states), dim=1)}
+
+
+class BakedWidth(nn.Module):
+    """Runs at any width in PyTorch, and is traced with the width of its example."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.arange(int(x.shape[1]), dtype=torch.float32).numpy().sum().item()
+
+
+class OneWidth(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x)
+
+
+class Normed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+        self.norm = nn.LayerNorm(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(self.norm(self.layer(x)))
+
+
+class Convolved(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Conv1d(1, 3, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(self.layer(x[:, None])).mean(2)
+
+
 def tokens() -> nn.Module:
     torch.manual_seed(1)
     return Tokens()

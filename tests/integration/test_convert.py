@@ -12,7 +12,7 @@ import pytest
 import torch
 from onnx import helper
 
-from forwardpass.convert import Conversion, TorchSource, convert_to_onnx, plain_weights
+from forwardpass.convert import Conversion, TorchSource, convert_to_onnx, exporters, plain_weights
 from forwardpass.core.samples import SampleGroup, Samples
 from forwardpass.core.tensors import Array
 from forwardpass.errors import (
@@ -20,13 +20,16 @@ from forwardpass.errors import (
     DataDependentControlFlow,
     ExportFailed,
     InvalidModel,
+    InvalidOption,
     InvalidSamples,
+    OpsetUnavailable,
+    ParityFailed,
     SourceNotFound,
     UnsupportedOperator,
     UntrustedPickle,
 )
 from tests.integration import conversion_sources as sources
-from tests.models import write_mlp
+from tests.models import write_fixed_batch, write_mlp
 
 SOURCES = "tests.integration.conversion_sources"
 
@@ -117,6 +120,89 @@ def test_samples_have_to_be_named_after_the_arguments(tmp_path: Path) -> None:
         convert_to_onnx(sources.tokens(), None, out=tmp_path / "m.onnx", progress=silent)
 
 
+# --- opsets
+
+
+def opset_in(path: Path) -> int:
+    return next(entry.version for entry in onnx.load(str(path)).opset_import if not entry.domain)
+
+
+@pytest.mark.parametrize("opset", [9, 11, 13, 16, 17, 18, 20, 21])
+@pytest.mark.parametrize("module", [sources.Convolved(), sources.Normed()], ids=["convolved", "normed"])
+def test_the_opset_is_the_one_that_was_asked_for(module: torch.nn.Module, opset: int, tmp_path: Path) -> None:
+    conversion = convert_to_onnx(module, FOUR, out=tmp_path / "m.onnx", opset=opset, progress=silent)
+    assert (conversion.opset, opset_in(tmp_path / "m.onnx")) == (opset, opset)
+    assert conversion.worst_difference < 1e-5
+
+
+@pytest.mark.parametrize("opset", [11, 13, 17, 18, 21])
+def test_an_onnx_file_is_rewritten_in_the_opset_that_was_asked_for(opset: int, tmp_path: Path) -> None:
+    source = write_mlp(tmp_path / "mlp.onnx")
+    conversion = convert_to_onnx(source, None, out=tmp_path / "m.onnx", opset=opset, progress=silent)
+    assert (conversion.opset, opset_in(tmp_path / "m.onnx")) == (opset, opset)
+
+
+def test_an_opset_without_one_of_the_operators_is_refused_with_its_name(tmp_path: Path) -> None:
+    convert_to_onnx(sources.Normed(), FOUR, out=tmp_path / "normed.onnx", opset=17, progress=silent)
+    with pytest.raises(OpsetUnavailable) as caught:
+        convert_to_onnx(tmp_path / "normed.onnx", FOUR, out=tmp_path / "m.onnx", opset=16, progress=silent)
+    assert str(caught.value) == (
+        f"Cannot write '{tmp_path}/normed.onnx' in opset 16 (it is in opset 17): the operator 'LayerNormalization' "
+        "exists since opset 17. Re-run with --opset 17 or newer."
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["normed.onnx"]
+
+
+@pytest.mark.parametrize("kind", ["module", "file"])
+def test_an_opset_of_the_future_is_refused_with_the_newest_that_is_known(kind: str, tmp_path: Path) -> None:
+    source = sources.Convolved() if kind == "module" else write_mlp(tmp_path / "mlp.onnx")
+    samples_of_it = FOUR if kind == "module" else None
+    with pytest.raises(
+        OpsetUnavailable, match=rf"knows opsets up to {onnx.defs.onnx_opset_version()}\. Re-run without"
+    ):
+        convert_to_onnx(source, samples_of_it, out=tmp_path / "m.onnx", opset=99, progress=silent)
+
+
+# --- axes
+
+FIVE_STEPS = samples(x=np.random.default_rng(1).standard_normal((6, 5, 4)).astype(np.float32))
+
+
+def test_a_named_axis_is_run_at_other_sizes_and_the_outputs_that_follow_it_say_so(tmp_path: Path) -> None:
+    conversion = convert_to_onnx(
+        sources.Recurrent(), FIVE_STEPS, out=tmp_path / "m.onnx", axes={"x": {1: "length"}}, progress=silent
+    )
+    assert {check.shapes for check in conversion.parity} >= {"x [2, 6, 4]", "x [2, 10, 4]"}
+    shapes = {spec.name: spec.shape for spec in conversion.signature.outputs}
+    assert shapes == {
+        "states": ("batch", "length", 3),
+        "last": ("batch", 3),
+        "doubled": ("batch", "doubled_axis1", 3),
+    }
+    written = onnx.load(str(tmp_path / "m.onnx"))
+    onnx.checker.check_model(written, full_check=True)
+    states = next(value for value in written.graph.output if value.name == "states")
+    assert states.type.tensor_type.shape.dim[1].dim_param == "length"
+
+
+def test_a_named_axis_that_the_result_has_frozen_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exporters, "EXPORTERS", ("legacy",))  # the one that takes a size for a constant
+    with pytest.raises(ParityFailed, match=r"for inputs x \[2, 5\]"):
+        convert_to_onnx(sources.BakedWidth(), FOUR, out=tmp_path / "m.onnx", axes={"x": {1: "width"}}, progress=silent)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_named_axis_at_which_the_source_runs_at_one_size_only_is_not_dynamic(tmp_path: Path) -> None:
+    with pytest.raises(ConversionError):
+        convert_to_onnx(sources.OneWidth(), FOUR, out=tmp_path / "m.onnx", axes={"x": {1: "width"}}, progress=silent)
+
+
+def test_an_axis_that_no_input_has_is_a_mistake(tmp_path: Path) -> None:
+    for axes in ({"y": {1: "width"}}, {"x": {2: "width"}}, {"x": {0: "rows"}}):
+        with pytest.raises(InvalidOption, match="expected an axis behind the batch"):
+            convert_to_onnx(sources.OneWidth(), FOUR, out=tmp_path / "m.onnx", axes=axes, progress=silent)
+
+
 # --- ONNX files
 
 
@@ -167,6 +253,92 @@ def test_an_operator_of_a_strange_library_is_refused(tmp_path: Path) -> None:
     (tmp_path / "mlp.onnx").write_bytes(model.SerializeToString())
     with pytest.raises(InvalidModel, match=r"it uses operators of the domain 'evil\.corp'"):
         convert_to_onnx(tmp_path / "mlp.onnx", None, out=tmp_path / "out.onnx", progress=silent)
+
+
+def with_hidden_operator(inner: onnx.NodeProto) -> onnx.ModelProto:
+    """Return a model with `inner` in a branch of an If inside the body of a function."""
+    constant = helper.make_node("Constant", [], ["yes"], value=helper.make_tensor("t", onnx.TensorProto.BOOL, [], [1]))
+    value = helper.make_tensor_value_info("b", onnx.TensorProto.FLOAT, None)
+    branch = helper.make_graph([inner], "branch", [], [value])
+    choose = helper.make_node("If", ["yes"], ["y"], then_branch=branch, else_branch=branch)
+    function = helper.make_function(
+        "local", "choose", ["x"], ["y"], [constant, choose], [helper.make_opsetid("", 18)], []
+    )
+    shape: tuple[str | int, ...] = ("batch", 4)
+    graph = helper.make_graph(
+        [helper.make_node("choose", ["x"], ["z"], domain="local")],
+        "calls",
+        [helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info("z", onnx.TensorProto.FLOAT, shape)],
+    )
+    opsets = [helper.make_opsetid("", 18), helper.make_opsetid("local", 1), helper.make_opsetid("evil.corp", 1)]
+    return helper.make_model(graph, functions=[function], opset_imports=opsets, ir_version=10)
+
+
+def test_local_functions_are_inlined(tmp_path: Path) -> None:
+    onnx.save(with_hidden_operator(helper.make_node("Neg", ["x"], ["b"])), str(tmp_path / "f.onnx"))
+    conversion = convert_to_onnx(tmp_path / "f.onnx", FOUR, out=tmp_path / "m.onnx", progress=silent)
+    assert conversion.worst_difference == 0
+    written = onnx.load(str(tmp_path / "m.onnx"))
+    assert (len(written.functions), [node.op_type for node in written.graph.node]) == (0, ["Constant", "If"])
+
+
+def test_an_operator_of_a_strange_library_is_found_inside_of_branches_and_functions(tmp_path: Path) -> None:
+    hidden = helper.make_node("Steal", ["x"], ["b"], domain="evil.corp")
+    onnx.save(with_hidden_operator(hidden), str(tmp_path / "f.onnx"))
+    with pytest.raises(InvalidModel, match=r"it uses operators of the domain 'evil\.corp'"):
+        convert_to_onnx(tmp_path / "f.onnx", FOUR, out=tmp_path / "m.onnx", progress=silent)
+
+
+def test_a_function_that_calls_itself_is_refused(tmp_path: Path) -> None:
+    model = with_hidden_operator(helper.make_node("choose", ["x"], ["b"], domain="local"))
+    model.functions[0].opset_import.append(helper.make_opsetid("local", 1))
+    onnx.save(model, str(tmp_path / "f.onnx"))
+    with pytest.raises(InvalidModel, match="must not be recursive"):
+        convert_to_onnx(tmp_path / "f.onnx", FOUR, out=tmp_path / "m.onnx", progress=silent)
+
+
+def test_external_data_of_a_branch_is_checked_too(tmp_path: Path) -> None:
+    (tmp_path / "secret.bin").write_bytes(bytes(16))
+    (tmp_path / "models").mkdir()
+    outside = helper.make_tensor("w", onnx.TensorProto.FLOAT, [4], np.zeros(4, np.float32))
+    outside.ClearField("float_data")
+    outside.data_location = onnx.TensorProto.EXTERNAL
+    outside.external_data.add(key="location", value="../secret.bin")
+    model = with_hidden_operator(helper.make_node("Constant", [], ["b"], value=outside))
+    (tmp_path / "models" / "f.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(InvalidModel, match="is not a plain file in the model's folder"):
+        convert_to_onnx(tmp_path / "models" / "f.onnx", FOUR, out=tmp_path / "m.onnx", progress=silent)
+
+
+def test_a_file_that_is_not_there_is_called_that(tmp_path: Path) -> None:
+    with pytest.raises(SourceNotFound, match="expected an ONNX file"):
+        convert_to_onnx(tmp_path / "none.onnx", None, out=tmp_path / "m.onnx", progress=silent)
+
+
+PIXELS = samples(pixels=np.random.default_rng(1).standard_normal((20, 4)).astype(np.float32))
+
+
+@pytest.mark.parametrize("num_rows", [1, 4, 32])
+@pytest.mark.parametrize("given", [PIXELS, None], ids=["samples", "made-up"])
+def test_a_fixed_batch_becomes_dynamic_where_every_row_still_answers_the_same(
+    num_rows: int, given: Samples | None, tmp_path: Path
+) -> None:
+    source = write_fixed_batch(tmp_path / "fixed.onnx", num_rows)
+    conversion = convert_to_onnx(source, given, out=tmp_path / "m.onnx", progress=silent)
+    assert conversion.signature.is_batchable
+    assert [check.num_rows for check in conversion.parity] == [1, 2, 3, 5, 8]
+    assert conversion.notes == (
+        f"The batch was fixed at {num_rows}. It is dynamic now, and every row answers as it did.",
+    )
+
+
+def test_a_fixed_batch_whose_rows_see_each_other_stays(tmp_path: Path) -> None:
+    source = write_fixed_batch(tmp_path / "fixed.onnx", 4, mixes_rows=True)
+    conversion = convert_to_onnx(source, PIXELS, out=tmp_path / "m.onnx", progress=silent)
+    assert not conversion.signature.is_batchable
+    assert "The batch is fixed at 4" in conversion.notes[0]
+    assert [check.num_rows for check in conversion.parity] == [4]
 
 
 # --- weights

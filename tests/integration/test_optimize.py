@@ -12,10 +12,10 @@ import pytest
 from forwardpass.core.metrics import METRICS
 from forwardpass.core.samples import SampleGroup, Samples, SampleSplits, split_samples
 from forwardpass.core.variants import Format, Precision, Variant
-from forwardpass.errors import InvalidMetric
+from forwardpass.errors import InvalidMetric, InvalidModel
 from forwardpass.optimize import Optimization, OptimizeSettings, Verdict, candidates, optimize_model
 from forwardpass.profile import ProfileSettings
-from tests.models import write_mlp
+from tests.models import write_fixed_batch, write_mlp
 
 SETTINGS = OptimizeSettings(
     profile=ProfileSettings(
@@ -62,6 +62,20 @@ def test_every_variant_is_measured_scored_and_judged(baseline: Variant, splits: 
     exact = result.candidates[0]
     assert exact.test_difference is not None
     assert exact.test_difference.value == 0.0
+
+
+def test_a_model_of_one_row_a_call_is_optimised_and_one_of_four_is_refused(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(6).standard_normal((40, 4)).astype(np.float32)
+    few = split_samples(Samples(groups=(SampleGroup(inputs={"pixels": pixels}),)), origin="test")
+    found = {}
+    for num_rows in (1, 4):
+        path = write_fixed_batch(tmp_path / f"{num_rows}.onnx", num_rows, mixes_rows=True)
+        found[num_rows] = Variant(name="onnx-fp32", format=Format.ONNX, precision=Precision.FP32, location=str(path))
+    assert all(item.verdict is not Verdict.FAILED for item in run(found[1], few, tmp_path).candidates)
+    with pytest.raises(
+        InvalidModel, match="'pixels' is fixed at 4, and a request is one row; export it with a dynamic"
+    ):
+        run(found[4], few, tmp_path)
 
 
 def test_a_writer_that_fails_is_reported_and_the_others_go_on(

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import click
 
-from forwardpass.cli.options import data_option, json_option, model_argument, source_options
+from forwardpass.cli.options import (
+    conversion_options,
+    data_option,
+    dynamic_axes,
+    json_option,
+    model_argument,
+    source_options,
+)
 from forwardpass.cli.progress import shown_progress
 from forwardpass.cli.rendering import echo_json, echo_table
 
@@ -17,7 +24,7 @@ __all__ = ["command"]
 @click.option("--out", required=True, metavar="FILE", help="Where the converted model goes.")
 @data_option(required=False)
 @source_options
-@click.option("--opset", type=click.IntRange(min=9), default=None, help="ONNX opset; default: the exporter's own.")
+@conversion_options
 @json_option
 def command(
     model: str,
@@ -28,6 +35,7 @@ def command(
     weights: str,
     trust_pickle: bool,
     opset: int | None,
+    dynamic: tuple[str, ...],
     as_json: bool,
 ) -> None:
     """Convert MODEL and run the result on a grid of shapes against its source before keeping it.
@@ -43,7 +51,14 @@ def command(
     del form  # one form so far; the option is there so that a script says what it means
     with shown_progress() as progress:
         conversion = convert_model(
-            model, out=out, data=data, weights=weights, trust_pickle=trust_pickle, opset=opset, progress=progress
+            model,
+            out=out,
+            data=data,
+            weights=weights,
+            opset=opset,
+            axes=dynamic_axes(dynamic),
+            trust_pickle=trust_pickle,
+            progress=progress,
         )
     if as_json:
         echo_json({"conversion": conversion})

@@ -5,7 +5,15 @@ from __future__ import annotations
 import click
 
 from forwardpass.cli.candidates import echo_candidates
-from forwardpass.cli.options import data_option, json_option, model_argument, quality_options, source_options
+from forwardpass.cli.options import (
+    conversion_options,
+    data_option,
+    dynamic_axes,
+    json_option,
+    model_argument,
+    quality_options,
+    source_options,
+)
 from forwardpass.cli.progress import shown_progress
 from forwardpass.cli.rendering import echo_json
 
@@ -17,6 +25,7 @@ __all__ = ["command"]
 @data_option(required=True)
 @click.option("--out", required=True, metavar="FOLDER", help="Where the variants go.")
 @source_options
+@conversion_options
 @quality_options
 @click.option("--quick", is_flag=True, help="Shorter measurements.")
 @json_option
@@ -27,6 +36,8 @@ def command(
     out: str,
     weights: str,
     trust_pickle: bool,
+    opset: int | None,
+    dynamic: tuple[str, ...],
     metric: str | None,
     metric_direction: str,
     max_drop: str,
@@ -57,6 +68,8 @@ def command(
             metric=metric,
             higher_is_better=metric_direction == "max",
             settings=settings,
+            opset=opset,
+            axes=dynamic_axes(dynamic),
             trust_pickle=trust_pickle,
             progress=progress,
         )

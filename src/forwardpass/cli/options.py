@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -13,12 +14,16 @@ from forwardpass.profile import ProfileSettings
 
 __all__ = [
     "comma_separated_counts",
+    "conversion_options",
     "data_option",
+    "dynamic_axes",
     "json_option",
     "model_argument",
     "quality_options",
     "source_options",
 ]
+
+_DYNAMIC = re.compile(r"(?P<input>[^:=]+):(?P<axis>\d{1,2})=(?P<name>[A-Za-z_]\w*)", re.ASCII)
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -50,6 +55,41 @@ def source_options(function: Command) -> Command:
         ),
     )
     return _apply(function, options)
+
+
+def conversion_options(function: Command) -> Command:
+    """How a PyTorch source becomes ONNX."""
+    options = (
+        click.option(
+            "--opset", type=click.IntRange(min=7), default=None, help="ONNX opset; default: the exporter's own."
+        ),
+        click.option(
+            "--dynamic",
+            multiple=True,
+            metavar="INPUT:AXIS=NAME",
+            help="An axis whose size varies although all samples have the same one, such as pixels:2=height. May be "
+            "repeated; axes that vary together have the same name. Axes that vary in the samples need not be named.",
+        ),
+    )
+    return _apply(function, options)
+
+
+def dynamic_axes(texts: tuple[str, ...]) -> dict[str, dict[int, str]]:
+    """Read `pixels:2=height`.
+
+    >>> dynamic_axes(("pixels:2=height", "pixels:3=width"))
+    {'pixels': {2: 'height', 3: 'width'}}
+
+    Raises:
+        InvalidOption: a text has another form.
+    """
+    axes: dict[str, dict[int, str]] = {}
+    for text in texts:
+        match = _DYNAMIC.fullmatch(text)
+        if match is None:
+            raise InvalidOption(option="--dynamic", value=text, expected="INPUT:AXIS=NAME such as pixels:2=height")
+        axes.setdefault(match["input"], {})[int(match["axis"])] = match["name"]
+    return axes
 
 
 def quality_options(function: Command) -> Command:

@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING
 import click
 
 from forwardpass.cli.candidates import echo_candidates
-from forwardpass.cli.options import data_option, json_option, model_argument, quality_options, source_options
+from forwardpass.cli.options import (
+    conversion_options,
+    data_option,
+    dynamic_axes,
+    json_option,
+    model_argument,
+    quality_options,
+    source_options,
+)
 from forwardpass.cli.progress import shown_progress
 from forwardpass.cli.rendering import checklist_rows, echo_json, echo_table, heading
 from forwardpass.errors import InvalidOption
@@ -26,7 +34,7 @@ __all__ = ["command"]
 @click.option("--name", default=None, help="The model's name in URLs; default: the bundle's folder name.")
 @source_options
 @quality_options
-@click.option("--opset", type=click.IntRange(min=9), default=None, help="ONNX opset; default: the exporter's own.")
+@conversion_options
 @click.option(
     "--processor",
     default="",
@@ -50,6 +58,7 @@ def command(
     target: str,
     slo: str | None,
     opset: int | None,
+    dynamic: tuple[str, ...],
     processor: str,
     quick: bool,
     as_json: bool,
@@ -81,6 +90,7 @@ def command(
             higher_is_better=metric_direction == "max",
             settings=settings,
             opset=opset,
+            axes=dynamic_axes(dynamic),
             trust_pickle=trust_pickle,
             processor=processor_name,
             processor_folder=processor_folder,

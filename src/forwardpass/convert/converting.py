@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from forwardpass.convert.axes import DynamicAxes, dynamic_axes
-from forwardpass.convert.parity import check_parity, shape_grid
-from forwardpass.convert.values import Conversion, ParityCheck, TorchSource
+from forwardpass.convert.parity import BATCH_SIZES, check_parity, named_axis_calls, shape_grid
+from forwardpass.convert.shapes import declare_outputs, true_outputs
+from forwardpass.convert.values import Conversion, TorchSource
 from forwardpass.core.calls import random_calls
 from forwardpass.core.protocols import Progress, Runtime
-from forwardpass.core.samples import Samples
-from forwardpass.core.tensors import Array
+from forwardpass.core.samples import SampleGroup, Samples
+from forwardpass.core.tensors import BATCH_AXIS, Array, Signature
 from forwardpass.core.variants import Format, Precision, Recipe, Step, Variant
 from forwardpass.errors import (
     ConversionError,
@@ -25,9 +26,11 @@ from forwardpass.errors import (
     ExportFailed,
     InvalidModel,
     InvalidSamples,
+    OpsetUnavailable,
     StorageFailed,
     UnsupportedOperator,
 )
+from forwardpass.predict import InFixedBatches
 from forwardpass.runtimes import RuntimeOptions, open_runtime
 
 if TYPE_CHECKING:
@@ -43,13 +46,17 @@ PARITY_TOLERANCE = 1e-4
 small models and up to 1e-5 for deep ones."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Wishes:
-    """What the caller may choose about an export."""
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Job:
+    """One conversion: what the source is called, what it is run with, where it goes and what the caller may choose."""
 
+    name: str
+    samples: Samples | None
+    out: Path
     opset: int | None
-    axes: DynamicAxes | None
+    axes: DynamicAxes
     tolerance: float
+    progress: Progress
 
 
 def convert_to_onnx(
@@ -65,58 +72,65 @@ def convert_to_onnx(
     """Write `source` as ONNX to `out`, if it answers like the source over a grid of shapes.
 
     A PyTorch module is exported by the dynamo exporter, or where that fails by the older one; its axes are dynamic
-    where the samples differ, and where `axes` names them. An ONNX file is checked and copied.
+    where the samples differ, and where `axes` names them. An ONNX file is checked and copied; a batch that it fixes is
+    made dynamic if it then still answers the same. Axes of outputs that are declared wrongly are put right.
 
     Raises:
         ConversionError: it cannot be exported, or the result does not run or answer the same at some shape.
         UsageError: the source, its weights or the samples cannot be used.
         StorageFailed: `out` cannot be written.
     """
-    wishes = _Wishes(opset=opset, axes=axes, tolerance=tolerance)
     with _committed(out) as partial:
-        if isinstance(source, Path):
-            conversion = _copy_onnx(source, samples, partial, tolerance, progress)
-        else:
-            conversion = _convert_torch(source, samples, partial, wishes, progress)
+        job = _Job(
+            name=_name(source),
+            samples=samples,
+            out=partial,
+            opset=opset,
+            axes=axes or {},
+            tolerance=tolerance,
+            progress=progress,
+        )
+        conversion = _convert_file(source, job) if isinstance(source, Path) else _convert_torch(source, job)
     step = Step(operation="convert", parameters=(("exporter", conversion.exporter), ("opset", conversion.opset)))
     variant = replace(conversion.variant, location=str(out), recipe=Recipe(steps=(step,)))
     return replace(conversion, variant=variant)
 
 
-def _convert_torch(
-    source: TorchSource | nn.Module, samples: Samples | None, out: Path, wishes: _Wishes, progress: Progress
-) -> Conversion:
+def _name(source: TorchSource | nn.Module | Path) -> str:
+    if isinstance(source, Path):
+        return str(source)
+    return source.reference if isinstance(source, TorchSource) else type(source).__name__
+
+
+# --- PyTorch -------------------------------------------------------------------------------------------------------
+
+
+def _convert_torch(source: TorchSource | nn.Module, job: _Job) -> Conversion:
     from forwardpass.runtimes.torch import left_as_found
 
     with left_as_found(None if isinstance(source, TorchSource) else source):
-        name, runtime = _open_source(source)
-        return _export_torch(runtime, name, samples, out, wishes, progress)
+        return _export_torch(_open_source(source), job)
 
 
-def _open_source(source: TorchSource | nn.Module) -> tuple[str, TorchRuntime]:
+def _open_source(source: TorchSource | nn.Module) -> TorchRuntime:
     from forwardpass.runtimes.torch import TorchRuntime
 
     if not isinstance(source, TorchSource):
-        return type(source).__name__, TorchRuntime(source, options=RuntimeOptions())
-    runtime = TorchRuntime.from_reference(source.reference, weights=source.weights, options=RuntimeOptions())
-    return source.reference, runtime
+        return TorchRuntime(source, options=RuntimeOptions())
+    return TorchRuntime.from_reference(source.reference, weights=source.weights, options=RuntimeOptions())
 
 
-def _export_torch(
-    runtime: TorchRuntime, name: str, samples: Samples | None, out: Path, wishes: _Wishes, progress: Progress
-) -> Conversion:
+def _export_torch(runtime: TorchRuntime, job: _Job) -> Conversion:
     """Try one exporter after the other until a result passes the grid; then tell the most useful of their errors."""
-    from forwardpass.convert.exporters import EXPORTERS, export
+    from forwardpass.convert.exporters import EXPORTERS
 
-    fitting = _fitting_samples(runtime, samples, name)
-    axes = dynamic_axes(fitting, wishes.axes)
+    samples = _fitting_samples(runtime, job.samples, job.name)
+    axes = dynamic_axes(samples, job.axes)
     failures: list[ConversionError] = []
     for number, exporter in enumerate(EXPORTERS):
-        progress(f"converting with the {exporter} exporter", done=number / 3)
+        job.progress(f"converting with the {exporter} exporter", done=number / 3)
         try:
-            export(runtime.module, _example(fitting), axes, exporter=exporter, out=out, opset=wishes.opset, name=name)
-            progress("comparing the result with its source", done=0.8)
-            return _checked(runtime, out, fitting, name, exporter, wishes.tolerance, notes=_notes(failures))
+            return _export_with(exporter, runtime, samples, axes, job, notes=_notes(failures))
         except DataDependentControlFlow:
             raise  # the older exporter would record the branch that the example takes, and lose the other
         except ConversionError as failure:
@@ -124,55 +138,21 @@ def _export_torch(
     raise _most_useful(failures)
 
 
-def _copy_onnx(source: Path, samples: Samples | None, out: Path, tolerance: float, progress: Progress) -> Conversion:
-    from forwardpass.convert.onnx_files import copy_checked
-
-    progress("checking the ONNX file", done=0.2)
-    copy_checked(source, out)
-    original = open_runtime(Format.ONNX, str(source), options=RuntimeOptions())
-    for group in samples.groups if samples is not None else ():
-        original.signature.validate(group.take(slice(0, 1)).inputs)
-    if original.signature.is_batchable:
-        notes: tuple[str, ...] = ()
-    else:
-        notes = (
-            "The batch axis is fixed: this model runs one request at a time. Export it with a dynamic batch axis.",
-        )
-    return _checked(original, out, samples, str(source), "as-is", tolerance, notes=notes)
-
-
-def _checked(
-    source: Runtime,
-    out: Path,
-    samples: Samples | None,
-    name: str,
-    exporter: str,
-    tolerance: float,
-    *,
-    notes: tuple[str, ...],
+def _export_with(
+    exporter: str, runtime: TorchRuntime, samples: Samples, axes: DynamicAxes, job: _Job, *, notes: tuple[str, ...]
 ) -> Conversion:
-    from forwardpass.convert.onnx_files import opset_of
+    from forwardpass.convert.exporters import export
 
-    converted = open_runtime(Format.ONNX, str(out), options=RuntimeOptions())
-    calls = _calls(converted, samples)
-    parity: tuple[ParityCheck, ...] = check_parity(source, converted, calls, name=name, tolerance=tolerance)
-    variant = Variant(name=VARIANT_NAME, format=Format.ONNX, precision=Precision.FP32, location=str(out))
-    return Conversion(
-        variant=variant,
-        signature=converted.signature,
-        exporter=exporter,
-        opset=opset_of(out),
-        parity=parity,
-        tolerance=tolerance,
-        notes=notes,
-    )
-
-
-def _calls(converted: Runtime, samples: Samples | None) -> Iterator[dict[str, Array]]:
-    if samples is not None:
-        return shape_grid(samples, is_batchable=converted.signature.is_batchable)
-    made_up = random_calls(converted.signature, (1, 2, 3, 5, 8), {})
-    return (call for calls in made_up.values() for call in calls)
+    example = _example(samples)
+    export(runtime.module, example, axes, exporter=exporter, out=job.out, opset=job.opset, name=job.name)
+    _set_opset(job)
+    job.progress("comparing the result with its source", done=0.8)
+    batch_sizes = BATCH_SIZES if _inputs_are_batchable(_signature_of(job.out)) else (1,)
+    calls = [
+        *shape_grid(samples, batch_sizes=batch_sizes),
+        *named_axis_calls(runtime, samples, job.axes, name=job.name),
+    ]
+    return _checked(runtime, calls, exporter, job, notes=notes)
 
 
 def _fitting_samples(runtime: TorchRuntime, samples: Samples | None, name: str) -> Samples:
@@ -217,15 +197,115 @@ def _example(samples: Samples) -> dict[str, Array]:
 
 
 def _notes(failures: list[ConversionError]) -> tuple[str, ...]:
-    return tuple(f"The first exporter failed, the second one was used. {failure}" for failure in failures)
+    return tuple(
+        f"The newer exporter cannot write opset {failure.opset} ({failure.reason}); the older one can."
+        if isinstance(failure, OpsetUnavailable)
+        else f"The first exporter failed, the second one was used. {failure}"
+        for failure in failures
+    )
 
 
 def _most_useful(failures: list[ConversionError]) -> ConversionError:
     """Prefer a named operator, then what is known of the shapes, then the first failure."""
     for failure in failures:
-        if isinstance(failure, UnsupportedOperator):
+        if isinstance(failure, UnsupportedOperator | OpsetUnavailable):
             return failure
     return next((failure for failure in failures if isinstance(failure, ExportFailed) and failure.hint), failures[0])
+
+
+# --- ONNX files ----------------------------------------------------------------------------------------------------
+
+
+def _convert_file(source: Path, job: _Job) -> Conversion:
+    from forwardpass.convert.batches import fixed_batch
+    from forwardpass.convert.onnx_files import write_checked
+
+    job.progress("checking the ONNX file", done=0.2)
+    write_checked(source, job.out)
+    _set_opset(job)
+    original = open_runtime(Format.ONNX, str(source), options=RuntimeOptions())
+    num_rows = fixed_batch(original.signature)
+    if num_rows is not None:
+        return _with_fixed_batch(original, num_rows, job)
+    for group in job.samples.groups if job.samples is not None else ():
+        original.signature.validate(_rows(group, 1))
+    if _inputs_are_batchable(original.signature):
+        return _checked(original, _calls(job.samples, original.signature, BATCH_SIZES), "as-is", job)
+    note = "The inputs have no batch axis in common: this model runs one request at a time."
+    return _checked(original, _calls(job.samples, original.signature, (1,)), "as-is", job, notes=(note,))
+
+
+def _with_fixed_batch(original: Runtime, num_rows: int, job: _Job) -> Conversion:
+    """Make the batch dynamic if the model then answers like the original; otherwise keep it as it is, and say so."""
+    from forwardpass.convert.batches import free_batch
+
+    for group in job.samples.groups if job.samples is not None else ():
+        original.signature.validate(_rows(group, num_rows))
+    kept = job.out.read_bytes()
+    free_batch(job.out, num_rows)
+    try:
+        calls = _calls(job.samples, _signature_of(job.out), BATCH_SIZES)
+        note = f"The batch was fixed at {num_rows}. It is dynamic now, and every row answers as it did."
+        return _checked(InFixedBatches(original, num_rows=num_rows), calls, "as-is", job, notes=(note,))
+    except (ConversionError, InvalidModel):
+        job.out.write_bytes(kept)
+    note = (
+        f"The batch is fixed at {num_rows}: this model runs that many rows a call, since the number is built into it. "
+        "Export it with a dynamic batch axis."
+    )
+    return _checked(original, _calls(job.samples, original.signature, (num_rows,)), "as-is", job, notes=(note,))
+
+
+# --- both ----------------------------------------------------------------------------------------------------------
+
+
+def _set_opset(job: _Job) -> None:
+    from forwardpass.convert.opset import set_opset
+
+    if job.opset is not None:
+        set_opset(job.out, job.opset, name=job.name)
+
+
+def _checked(
+    source: Runtime, calls: Iterable[dict[str, Array]], exporter: str, job: _Job, *, notes: tuple[str, ...] = ()
+) -> Conversion:
+    """Compare the written file with its source call by call, and put right what it declares about its outputs."""
+    from forwardpass.convert.onnx_files import read_opset
+
+    converted = open_runtime(Format.ONNX, str(job.out), options=RuntimeOptions())
+    comparisons = check_parity(source, converted, calls, name=job.name, tolerance=job.tolerance)
+    corrected = true_outputs(converted.signature, [comparison.shapes for comparison in comparisons])
+    if corrected:
+        declare_outputs(job.out, corrected)
+    return Conversion(
+        variant=Variant(name=VARIANT_NAME, format=Format.ONNX, precision=Precision.FP32, location=str(job.out)),
+        signature=_signature_of(job.out) if corrected else converted.signature,
+        exporter=exporter,
+        opset=read_opset(job.out),
+        parity=tuple(comparison.check for comparison in comparisons),
+        tolerance=job.tolerance,
+        notes=notes,
+    )
+
+
+def _signature_of(path: Path) -> Signature:
+    return open_runtime(Format.ONNX, str(path), options=RuntimeOptions()).signature
+
+
+def _inputs_are_batchable(signature: Signature) -> bool:
+    """Tell whether the inputs take any number of rows; what the outputs declare is still to be checked."""
+    return all(spec.shape[:1] == (BATCH_AXIS,) for spec in signature.inputs)
+
+
+def _calls(samples: Samples | None, signature: Signature, batch_sizes: tuple[int, ...]) -> Iterable[dict[str, Array]]:
+    if samples is not None:
+        return shape_grid(samples, batch_sizes=batch_sizes)
+    made_up = random_calls(signature, batch_sizes, {})
+    return [call for calls in made_up.values() for call in calls]
+
+
+def _rows(group: SampleGroup, num_rows: int) -> dict[str, Array]:
+    return dict(group.take(np.arange(num_rows) % len(group)).inputs)
 
 
 @contextmanager

@@ -5,35 +5,30 @@ from __future__ import annotations
 import stat
 from pathlib import Path, PurePosixPath
 
-from forwardpass.errors import InvalidModel, MissingExtra
+from forwardpass.convert.graphs import STANDARD_DOMAINS, all_nodes, all_tensors, opset_of
+from forwardpass.convert.library import onnx
+from forwardpass.errors import InvalidModel, SourceNotFound
 
-try:
-    import onnx
-    from onnx.external_data_helper import load_external_data_for_model
-except ImportError as error:
-    raise MissingExtra(package="onnx", extra="onnx", purpose="reading and writing ONNX files") from error
+__all__ = ["read_opset", "write_checked"]
 
-__all__ = ["copy_checked", "opset_of"]
-
-DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml", "com.microsoft"})
+DOMAINS = frozenset({*STANDARD_DOMAINS, "ai.onnx.ml", "com.microsoft"})
 """Operators that ONNX Runtime brings along; any other domain would need a library of somebody's code."""
 
 
-def copy_checked(source: Path, target: Path) -> None:
-    """Check an ONNX file and write it, with its external data inside, to `target`.
+def write_checked(source: Path, target: Path) -> None:
+    """Check an ONNX file and write it, with its external data inside and its local functions inlined, to `target`.
 
     Raises:
+        SourceNotFound: there is no such file.
         InvalidModel: it is not ONNX, uses operators of another domain, or its external data leaves its folder.
     """
-    model = _read(source)
-    foreign = sorted({node.domain for node in model.graph.node} - DOMAINS)
-    if foreign:
-        raise InvalidModel(
-            path=str(source), reason=f"it uses operators of the domain '{foreign[0]}', which is not known"
-        )
-    for tensor in model.graph.initializer:
+    model = _inlined(_read(source), source)
+    _check_domains(model, source)
+    for tensor in all_tensors(model):
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
             _check_external(source, tensor)
+    from onnx.external_data_helper import load_external_data_for_model
+
     try:
         load_external_data_for_model(model, str(source.parent))
         onnx.checker.check_model(model)
@@ -42,15 +37,14 @@ def copy_checked(source: Path, target: Path) -> None:
     onnx.save(model, str(target))
 
 
-def opset_of(path: Path) -> int:
+def read_opset(path: Path) -> int:
     """Return the version of the standard operators that a file uses."""
-    versions = [
-        entry.version for entry in onnx.load(str(path), load_external_data=False).opset_import if not entry.domain
-    ]
-    return max(versions, default=0)
+    return opset_of(onnx.load(str(path), load_external_data=False))
 
 
 def _read(source: Path) -> onnx.ModelProto:
+    if not source.is_file():
+        raise SourceNotFound(path=str(source), expected="an ONNX file")
     try:
         model = onnx.load(str(source), load_external_data=False)
     except Exception as error:  # protobuf's decoding errors are not public
@@ -58,6 +52,37 @@ def _read(source: Path) -> onnx.ModelProto:
     if not model.graph.node:
         raise InvalidModel(path=str(source), reason="it is not an ONNX file, or its graph is empty")
     return model
+
+
+def _inlined(model: onnx.ModelProto, source: Path) -> onnx.ModelProto:
+    """Put the bodies of local functions where they are called: everything behind sees plain operators.
+
+    What is in them is checked afterwards like the rest. A function that calls itself cannot be inlined.
+    """
+    if not model.functions:
+        return model
+    from onnx.inliner import inline_local_functions
+
+    try:
+        return inline_local_functions(model, convert_version=True)
+    except Exception as error:  # the inliner raises whatever its C++ does
+        reason = f"its local functions cannot be inlined ({str(error).strip().splitlines()[0][:200]})"
+        raise InvalidModel(path=str(source), reason=reason) from error
+
+
+def _check_domains(model: onnx.ModelProto, source: Path) -> None:
+    """Refuse operators of strange libraries, wherever they are: in the graph, in a branch, in a loop or a function."""
+    local = {(function.domain, function.name) for function in model.functions}
+    strange = sorted(
+        {
+            node.domain
+            for node in all_nodes(model)
+            if node.domain not in DOMAINS and (node.domain, node.op_type) not in local
+        }
+    )
+    if strange:
+        reason = f"it uses operators of the domain '{strange[0]}', which is not known"
+        raise InvalidModel(path=str(source), reason=reason)
 
 
 def _check_external(source: Path, tensor: onnx.TensorProto) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 
+from forwardpass.convert.axes import DynamicAxes
+from forwardpass.convert.shapes import SeenShapes
 from forwardpass.convert.values import ParityCheck
 from forwardpass.core.protocols import Runtime
 from forwardpass.core.samples import SampleGroup, Samples
@@ -13,24 +16,79 @@ from forwardpass.core.tensors import Array, Tensors
 from forwardpass.errors import ExportFailed, ParityFailed
 from forwardpass.predict import relative_error
 
-__all__ = ["check_parity", "shape_grid"]
+__all__ = ["BATCH_SIZES", "Comparison", "check_parity", "named_axis_calls", "shape_grid"]
 
 BATCH_SIZES = (1, 2, 3, 5, 8)
 """1 and 2 find a frozen batch, odd sizes find kernels that only fit even ones."""
 MAX_SHAPES = 4
+MAX_OTHER_SIZES = 2
+"""At how many other sizes an axis is run that the user has named and the samples never vary."""
 
 
-def shape_grid(samples: Samples, *, is_batchable: bool = True) -> Iterator[dict[str, Array]]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """One call to both models: how far apart they are, and the shapes that were seen."""
+
+    check: ParityCheck
+    shapes: SeenShapes
+
+
+def shape_grid(samples: Samples, *, batch_sizes: tuple[int, ...] = BATCH_SIZES) -> Iterator[dict[str, Array]]:
     """Yield calls over the batch sizes and the smallest, the largest and some middle shapes of the samples."""
     for group in _spread(samples):
-        for num_rows in BATCH_SIZES if is_batchable else (1,):
+        for num_rows in batch_sizes:
             rows = np.arange(num_rows) % len(group)
             yield {name: np.ascontiguousarray(array[rows]) for name, array in group.inputs.items()}
 
 
+def named_axis_calls(source: Runtime, samples: Samples, named: DynamicAxes, *, name: str) -> Iterator[dict[str, Array]]:
+    """Yield calls at sizes that the samples do not have, for every axis that the user named and they never vary.
+
+    The samples are cut, or repeated along the axis. Which sizes are possible is the source's to say: a network may take
+    multiples of 32 only.
+
+    Raises:
+        ExportFailed: the source runs at no other size, so the axis is not dynamic.
+    """
+    for label in dict.fromkeys(label for axes in named.values() for label in axes.values()):
+        places = [(tensor, axis) for tensor, axes in named.items() for axis, other in axes.items() if other == label]
+        if any(len({group.inputs[tensor].shape[axis] for group in samples.groups}) > 1 for tensor, axis in places):
+            continue
+        yield from _other_sizes(source, samples, places, label=label, name=name)
+
+
+def _other_sizes(
+    source: Runtime, samples: Samples, places: list[tuple[str, int]], *, label: str, name: str
+) -> Iterator[dict[str, Array]]:
+    group = samples.groups[0]
+    call = {tensor: array[np.arange(2) % len(group)] for tensor, array in group.inputs.items()}
+    tensor, axis = places[0]
+    size = call[tensor].shape[axis]
+    num_found = 0
+    for other in dict.fromkeys((size + 1, 2 * size, size // 2, 3 * size)):
+        resized = dict(call)
+        for tensor, axis in places:
+            resized[tensor] = np.take(call[tensor], np.arange(other) % size, axis=axis)
+        if other in (0, size) or num_found == MAX_OTHER_SIZES or not _runs(source, resized):
+            continue
+        num_found += 1
+        yield resized
+    if not num_found:
+        reason = f"the axis '{label}' is named dynamic, but the source itself runs at size {size} only"
+        raise ExportFailed(source=name, reason=reason, hint="Do not name it, or use tensor.shape in forward().")
+
+
+def _runs(source: Runtime, call: Tensors) -> bool:
+    try:
+        source.run(call)
+    except Exception:  # whatever the user's forward() raises for a size that it does not take
+        return False
+    return True
+
+
 def check_parity(
-    source: Runtime, converted: Runtime, calls: Iterator[dict[str, Array]], *, name: str, tolerance: float
-) -> tuple[ParityCheck, ...]:
+    source: Runtime, converted: Runtime, calls: Iterable[dict[str, Array]], *, name: str, tolerance: float
+) -> tuple[Comparison, ...]:
     """Run both on every call and compare all outputs.
 
     Raises:
@@ -40,7 +98,7 @@ def check_parity(
     return tuple(_compare(source, converted, call, name, tolerance) for call in calls)
 
 
-def _compare(source: Runtime, converted: Runtime, call: Tensors, name: str, tolerance: float) -> ParityCheck:
+def _compare(source: Runtime, converted: Runtime, call: Tensors, name: str, tolerance: float) -> Comparison:
     shapes = ", ".join(f"{tensor} {list(array.shape)}" for tensor, array in call.items())
     expected = _run(source, call, name, f"the source itself does not run with {shapes}")
     answers = _run(converted, call, name, f"the result runs at the shape it was traced with, but not with {shapes}")
@@ -53,7 +111,14 @@ def _compare(source: Runtime, converted: Runtime, call: Tensors, name: str, tole
             raise ParityFailed(output=output, shape=shapes, difference=difference, tolerance=tolerance)
         worst = max(worst, difference)
         num_flips += _count_flips(answer, reference)
-    return ParityCheck(shapes=shapes, difference=worst, num_rows=len(next(iter(call.values()))), num_flips=num_flips)
+    num_rows = len(next(iter(call.values())))
+    return Comparison(
+        check=ParityCheck(shapes=shapes, difference=worst, num_rows=num_rows, num_flips=num_flips),
+        shapes=SeenShapes(
+            inputs={tensor: array.shape for tensor, array in call.items()},
+            outputs={output: array.shape for output, array in answers.items()},
+        ),
+    )
 
 
 def _run(runtime: Runtime, call: Tensors, name: str, failure: str) -> dict[str, Array]:

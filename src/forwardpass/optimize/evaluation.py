@@ -30,13 +30,19 @@ def answer(variant: Variant, samples: Samples) -> Answers:
     """Run a variant over all samples.
 
     A variant that quantises call by call runs one row at a time: that is how it will be served, and in a batch its
-    rows would change each other's answers.
+    rows would change each other's answers. So does one whose batch is fixed at 1.
     """
     options = RuntimeOptions(num_threads=num_available_cores())
-    max_rows = 1 if variant.precision is Precision.INT8_DYNAMIC else MAX_ROWS
     with _left_as_found(variant.format):
         runtime = open_runtime(variant.format, variant.location, weights=variant.weights, options=options)
+        max_rows = MAX_ROWS if _takes_many_rows(variant, runtime) else 1
         return Answers(groups=tuple(_run_group(runtime, group, max_rows) for group in samples.groups))
+
+
+def _takes_many_rows(variant: Variant, runtime: Runtime) -> bool:
+    if variant.format is Format.TORCH:
+        return True  # a module has no signature before it ran; its conversion was checked at many batch sizes
+    return runtime.signature.is_batchable and variant.precision is not Precision.INT8_DYNAMIC
 
 
 def _left_as_found(format: Format) -> AbstractContextManager[None]:  # noqa: A002

@@ -15,13 +15,14 @@ from forwardpass.core.protocols import Progress
 from forwardpass.core.samples import Samples, SampleSplits
 from forwardpass.core.statistics import measure_ratio
 from forwardpass.core.variants import BatchInvariance, Format, Variant
-from forwardpass.errors import ForwardpassError, MissingExtra, StorageFailed
+from forwardpass.errors import ForwardpassError, InvalidModel, MissingExtra, StorageFailed
 from forwardpass.optimize.candidates import FOLDED, NOT_TRIED, Blueprint, Workshop, blueprints, build
 from forwardpass.optimize.choice import Choice, Facts, choose
 from forwardpass.optimize.evaluation import Answers, answer, score_answers, score_error
 from forwardpass.optimize.probe import int8_saturates
 from forwardpass.optimize.values import Candidate, Optimization, OptimizeSettings, Target, Verdict
 from forwardpass.profile import Cell, VariantProfile, describe_machine, profile_variants
+from forwardpass.runtimes import RuntimeOptions, open_runtime
 
 __all__ = ["optimize_model"]
 
@@ -57,10 +58,12 @@ def optimize_model(
     that cannot be made or run is reported as failed and does not stop the others.
 
     Raises:
+        InvalidModel: the batch is fixed at a number other than 1.
         MissingExtra: the onnx package is not installed.
         InvalidMetric: the metric does not fit the model or the samples.
         ChildFailed: a measuring process ended before it answered.
     """
+    _check_takes_one_row(baseline)
     calibration = splits.calibration.head(settings.max_calibration_samples)
     entries = [_Entry(variant=source)]
     if baseline != source:
@@ -85,6 +88,16 @@ def optimize_model(
         num_test=len(splits.test),
         machine=describe_machine(),
     )
+
+
+def _check_takes_one_row(baseline: Variant) -> None:
+    """Refuse a model that runs, say, four rows a call and no other number: a request is one row."""
+    signature = open_runtime(baseline.format, baseline.location, options=RuntimeOptions()).signature
+    for spec in signature.inputs:
+        num_rows = spec.shape[0] if spec.shape else 1
+        if isinstance(num_rows, int) and num_rows != 1:
+            reason = f"the first axis of its input '{spec.name}' is fixed at {num_rows}, and a request is one row"
+            raise InvalidModel(path=baseline.location, reason=f"{reason}; export it with a dynamic batch axis")
 
 
 def _make_all(baseline: Variant, calibration: Samples, workdir: Path, progress: Progress) -> list[_Entry]:

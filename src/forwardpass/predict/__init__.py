@@ -3,10 +3,12 @@
 from forwardpass.predict.golden import GoldenCheck, check_golden, relative_error
 from forwardpass.predict.packing import FLOAT_TOLERANCE, PackingList, VariantToPack, pack_bundle
 from forwardpass.predict.predictor import Predictor, open_variant, verify_variant
+from forwardpass.predict.rows import InFixedBatches
 
 __all__ = [
     "FLOAT_TOLERANCE",
     "GoldenCheck",
+    "InFixedBatches",
     "PackingList",
     "Predictor",
     "VariantToPack",

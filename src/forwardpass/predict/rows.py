@@ -1,11 +1,13 @@
-"""Rows that would change each other's answers, run one at a time."""
+"""Rows that have to be run in other numbers than they come: one at a time, or as many as a model is fixed to."""
 
 from __future__ import annotations
+
+import numpy as np
 
 from forwardpass.core.protocols import Runtime
 from forwardpass.core.tensors import Array, Signature, Tensors, concatenate_rows
 
-__all__ = ["RowByRow"]
+__all__ = ["InFixedBatches", "RowByRow"]
 
 
 class RowByRow:
@@ -30,3 +32,29 @@ class RowByRow:
         num_rows = len(next(iter(tensors.values())))
         rows = ({name: array[row : row + 1] for name, array in tensors.items()} for row in range(num_rows))
         return concatenate_rows([self._runtime.run(row) for row in rows])
+
+
+class InFixedBatches:
+    """A runtime that takes any number of rows to a model whose batch is a fixed number.
+
+    The last batch is filled up with rows from the start, whose answers are dropped.
+    """
+
+    def __init__(self, runtime: Runtime, *, num_rows: int) -> None:
+        self._runtime = runtime
+        self._num_rows = num_rows
+        self.name = runtime.name
+        self.version = runtime.version
+
+    @property
+    def signature(self) -> Signature:
+        """The signature of the runtime underneath."""
+        return self._runtime.signature
+
+    def run(self, tensors: Tensors) -> dict[str, Array]:
+        """Run as many batches as it takes and stack the answers."""
+        total = len(next(iter(tensors.values())))
+        starts = range(0, total, self._num_rows)
+        rows = [np.arange(start, start + self._num_rows) % total for start in starts]
+        parts = [self._runtime.run({name: array[at] for name, array in tensors.items()}) for at in rows]
+        return {name: array[:total] for name, array in concatenate_rows(parts).items()}

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
@@ -47,6 +47,8 @@ class ShipRequest:
     metric: Metric
     settings: OptimizeSettings
     opset: int | None = None
+    axes: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
+    """Names of dynamic axes whose size is the same in all samples, by input and axis."""
     processor: str = ""
     processor_folder: Path = Path()
 
@@ -106,7 +108,7 @@ def ship(request: ShipRequest, *, progress: Progress) -> Shipment:
 def _convert(
     request: ShipRequest, store: StepStore, data_key: str, resumed: list[str], progress: Progress
 ) -> Conversion:
-    key = step_key(CONVERT, VERSION, runtime_versions(), request.source_key, data_key, request.opset)
+    key = step_key(CONVERT, VERSION, runtime_versions(), request.source_key, data_key, request.opset, request.axes)
 
     def run() -> Conversion:
         return convert_to_onnx(
@@ -114,6 +116,7 @@ def _convert(
             request.splits.calibration,
             out=store.begin(CONVERT) / "model.onnx",
             opset=request.opset,
+            axes=request.axes,
             progress=progress,
         )
 

@@ -87,10 +87,14 @@ def convert_model(
     data: str | None = None,
     weights: str = "",
     opset: int | None = None,
+    axes: Mapping[str, Mapping[int, str]] | None = None,
     trust_pickle: bool = False,
     progress: Progress = no_progress,
 ) -> Conversion:
     """Convert a PyTorch source or an ONNX file to ONNX at `out`, kept only if it answers like its source.
+
+    `axes` names dynamic axes whose size is the same in all samples: `{"pixels": {2: "height"}}`. The result is run at
+    other sizes of them, too.
 
     >>> import forwardpass
     >>> conversion = forwardpass.convert_model("model.onnx", out="copy.onnx", data="samples.npz")
@@ -106,7 +110,7 @@ def convert_model(
     samples = load_splits(data).calibration if data else None
     with plain_weights(weights, trust_pickle=trust_pickle) as plain:
         source = conversion_source(str(model), plain)
-        return convert_to_onnx(source, samples, out=Path(out), opset=opset, progress=progress)
+        return convert_to_onnx(source, samples, out=Path(out), opset=opset, axes=axes, progress=progress)
 
 
 def optimize_model(
@@ -118,6 +122,8 @@ def optimize_model(
     metric: str | None = None,
     higher_is_better: bool = True,
     settings: OptimizeSettings | None = None,
+    opset: int | None = None,
+    axes: Mapping[str, Mapping[int, str]] | None = None,
     trust_pickle: bool = False,
     progress: Progress = no_progress,
 ) -> Optimization:
@@ -149,7 +155,9 @@ def optimize_model(
     folder.mkdir(parents=True, exist_ok=True)
     with plain_weights(weights, trust_pickle=trust_pickle) as plain:
         source = conversion_source(str(model), plain)
-        conversion = convert_to_onnx(source, splits.calibration, out=folder / "onnx-fp32.onnx", progress=progress)
+        conversion = convert_to_onnx(
+            source, splits.calibration, out=folder / "onnx-fp32.onnx", opset=opset, axes=axes, progress=progress
+        )
         return optimize(
             source_variant(source, conversion),
             conversion.variant,
@@ -172,6 +180,7 @@ def ship_model(
     higher_is_better: bool = True,
     settings: OptimizeSettings | None = None,
     opset: int | None = None,
+    axes: Mapping[str, Mapping[int, str]] | None = None,
     trust_pickle: bool = False,
     processor: str = "",
     processor_folder: Path | str = "",
@@ -214,6 +223,7 @@ def ship_model(
             metric=resolve_metric(metric, splits, higher_is_better=higher_is_better),
             settings=settings or OptimizeSettings(),
             opset=opset,
+            axes=axes or {},
             processor=processor,
             processor_folder=Path(processor_folder),
         )
