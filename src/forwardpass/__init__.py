@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from forwardpass.core.version import VERSION as __version__
 
 if TYPE_CHECKING:
+    from forwardpass.client import AsyncClient, Client
     from forwardpass.core.slo import QualityFloor, Slo
     from forwardpass.optimize import OptimizeSettings
     from forwardpass.predict import Predictor
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     )
 
 _HOMES = {
+    "AsyncClient": "forwardpass.client",
+    "Client": "forwardpass.client",
     "OptimizeSettings": "forwardpass.optimize",
     "Predictor": "forwardpass.predict",
     "ProfileSettings": "forwardpass.profile",
@@ -44,6 +47,8 @@ _HOMES = {
 }
 
 __all__ = [
+    "AsyncClient",
+    "Client",
     "OptimizeSettings",
     "Predictor",
     "ProfileSettings",

@@ -47,7 +47,10 @@ HTTP status codes are not here: the command line and the server map the branches
         ├── RequestQuarantined
         ├── Unauthorized
         ├── Forbidden
-        └── RateLimited
+        ├── RateLimited
+        ├── ServerUnreachable    the three that only a client meets
+        ├── ServerFailed
+        └── InvalidAnswer
 """
 
 from __future__ import annotations
@@ -71,6 +74,7 @@ __all__ = [
     "ForwardpassError",
     "GoldenMismatch",
     "InputRejected",
+    "InvalidAnswer",
     "InvalidConfig",
     "InvalidKeyFile",
     "InvalidMetric",
@@ -89,6 +93,8 @@ __all__ = [
     "RateLimited",
     "RequestError",
     "RequestQuarantined",
+    "ServerFailed",
+    "ServerUnreachable",
     "SourceNotFound",
     "StorageFailed",
     "TensorMismatch",
@@ -622,6 +628,39 @@ class RateLimited(RequestError):
         super().__init__(
             f"This API key may send {requests_per_s:g} requests per second. Try again in {retry_after_s:.3g} s."
         )
+
+
+class ServerUnreachable(RequestError, ConnectionError):
+    """There is no connection to the server, or it broke before the answer was there."""
+
+    slug = "server-unreachable"
+
+    def __init__(self, *, url: str, reason: str) -> None:
+        self.url = url
+        self.reason = reason
+        super().__init__(f"Cannot reach the server at {url}: {reason}.")
+
+
+class ServerFailed(RequestError):
+    """The server answered with a status that has no class of its own, such as 500."""
+
+    slug = "server-failed"
+
+    def __init__(self, *, status: int, reason: str) -> None:
+        self.status = status
+        self.reason = reason
+        super().__init__(f"The server answered with status {status}: {reason}.")
+
+
+class InvalidAnswer(RequestError, ValueError):
+    """What the server sent does not follow the protocol."""
+
+    slug = "invalid-answer"
+
+    def __init__(self, *, url: str, reason: str) -> None:
+        self.url = url
+        self.reason = reason
+        super().__init__(f"The answer of {url} does not follow the Open Inference Protocol: {reason}.")
 
 
 def _sentence(statement: str, hint: str) -> str:

@@ -56,7 +56,7 @@ def message_response(status: int, sentence: str) -> Response:
 
 
 def error_response(error: ForwardpassError) -> Response:
-    """Answer with an error, and with when to come back where that helps."""
+    """Answer with an error, its slug and its facts, and with when to come back where that helps."""
     status = next(status for kind, status, _ in STATUSES if isinstance(error, kind))
     headers: tuple[tuple[str, str], ...] = ()
     if isinstance(error, Overloaded | RateLimited):
@@ -65,7 +65,8 @@ def error_response(error: ForwardpassError) -> Response:
         headers = (("retry-after", "1"),)
     elif isinstance(error, Unauthorized):
         headers = (("www-authenticate", "Bearer"),)
-    return Response(status=status, body=_encode({"error": str(error)}), headers=headers)
+    body = {"error": str(error), "slug": error.slug, "facts": vars(error)}
+    return Response(status=status, body=_encode(body), headers=headers)
 
 
 def grpc_code(error: ForwardpassError) -> str:
