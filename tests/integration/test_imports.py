@@ -26,6 +26,7 @@ asyncio.run(main())
 WORK = "import forwardpass.serve.worker"
 LOAD = "import sys, forwardpass; forwardpass.load(sys.argv[1])"
 BARE = "import forwardpass"
+CALL = "from forwardpass import Client; Client('localhost').close()"
 
 
 @pytest.fixture(scope="module")
@@ -46,3 +47,9 @@ def test_the_bare_import_loads_no_runtime_and_no_numpy() -> None:
     command = [sys.executable, "-c", "import forwardpass, sys; print(*sys.modules)"]
     loaded = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
     assert not {"numpy", "onnxruntime"} & set(loaded)
+
+
+def test_the_blocking_client_loads_neither_a_runtime_nor_asyncio() -> None:
+    command = [sys.executable, "-c", CALL + "\nimport sys; print(*sys.modules)"]
+    loaded = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    assert not {"asyncio", "onnxruntime", "forwardpass.serve", "requests", "aiohttp", "httpx"} & set(loaded)

@@ -1,7 +1,7 @@
 """Asks servers of the Open Inference Protocol v2, ours and others, from Python: blocking or with asyncio.
 
-Errors are those of `forwardpass.errors`, the same that the server raised. Nothing here needs more than numpy, msgspec and
-httptools; names are loaded when they are used, so that a blocking client never pays for asyncio.
+Errors are those of `forwardpass.errors`, the same that the server raised. Nothing here needs more than numpy, msgspec
+and httptools. Names are loaded when they are used: a blocking client does not pay for asyncio.
 """
 
 from __future__ import annotations

@@ -27,8 +27,8 @@ T = TypeVar("T")
 class AsyncClient:
     """The same as `Client` for asyncio; every method is awaited, and any number of tasks may share it.
 
-    Up to `max_connections` requests are open at once; further ones wait for their turn within their deadline. It belongs
-    to one event loop. Input arrays must not change while a call is awaited.
+    Up to `max_connections` requests are open at once; further ones wait for their turn within their deadline. It
+    belongs to one event loop. Input arrays must not change while a call is awaited.
     """
 
     def __init__(

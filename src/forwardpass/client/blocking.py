@@ -32,8 +32,8 @@ class Client:
     Client('http://localhost:8000')
     >>> client.close()
 
-    `timeout_s` bounds calls that set no deadline of their own; only those that do tell it to the server. What the server
-    refuses for now (429 and 503 with Retry-After) is tried again up to `max_retries` times within the deadline.
+    `timeout_s` bounds calls that set no deadline of their own; only those that do tell it to the server. What the
+    server refuses for now (429 and 503 with Retry-After) is tried again up to `max_retries` times within the deadline.
     `binary` says whether tensors go as bytes; None asks the server once. Proxies are not used.
 
     Every method raises the errors of `forwardpass.errors`: those that the server raised, and `ServerUnreachable`,

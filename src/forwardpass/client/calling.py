@@ -1,11 +1,16 @@
-"""One call from its first attempt to its result: what to send, when to try again, what an error is. No socket, no sleep.
+"""One call from its first attempt to its result: what to send, when to try again, what an error is.
 
-Both clients drive the same generator: it yields what to send and gets the answer, or yields how long to pause.
+There is no socket and no sleep in here. Both clients drive the same generator: it yields what to send and gets the
+answer, or yields how long to pause.
 """
 
 from __future__ import annotations
 
+import os
 import random
+import re
+import socket
+import ssl
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,11 +24,23 @@ from forwardpass.client.operations import Buffer, Operation
 from forwardpass.client.receiving import Answer, BadAnswer
 from forwardpass.errors import DeadlineExceeded, InvalidAnswer, InvalidOption, ServerUnreachable
 
-__all__ = ["DEFAULT_TIMEOUT_S", "Call", "Pause", "Peer", "Send", "coalesce", "converse", "make_peer", "make_tls", "translated"]
+__all__ = [
+    "DEFAULT_TIMEOUT_S",
+    "Call",
+    "Pause",
+    "Peer",
+    "Send",
+    "coalesce",
+    "converse",
+    "make_peer",
+    "make_tls",
+    "translated",
+]
 
 DEFAULT_TIMEOUT_S = 60.0
 MAX_COPIED_BYTES = 32 * 2**10
 """Pieces up to this are joined before they are sent: one system call costs more than the copy."""
+_ERRNO = re.compile(r"\[Errno (\d+)\]")
 
 T = TypeVar("T")
 
@@ -163,7 +180,11 @@ def translated(peer: Peer, limit_s: float | None) -> Iterator[None]:
 
 
 def _reason(error: OSError) -> str:
+    """Return the system's words; asyncio puts its own around them, and joins those of all addresses of a name."""
     text = getattr(error, "verify_message", "") or error.strerror or str(error) or type(error).__name__
+    number = error.errno or int((_ERRNO.search(text) or ["0", "0"])[1])
+    if number > 0 and not isinstance(error, socket.gaierror | ssl.SSLError):
+        text = os.strerror(number)
     return text[:1].lower() + text[1:].rstrip(".")
 
 

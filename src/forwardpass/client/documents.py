@@ -47,8 +47,8 @@ class ModelState(msgspec.Struct, frozen=True, kw_only=True):
 class ModelStatistics(msgspec.Struct, frozen=True, kw_only=True):
     """What one version has done.
 
-    `inference_count` counts rows, `execution_count` batches. `inference_stats` holds a count and nanoseconds for each of
-    `success`, `fail`, `queue`, `compute_infer` and so on.
+    `inference_count` counts rows, `execution_count` batches. `inference_stats` holds a count and nanoseconds for
+    each of `success`, `fail`, `queue`, `compute_infer` and so on.
     """
 
     name: str

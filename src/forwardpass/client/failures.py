@@ -13,6 +13,7 @@ from forwardpass import errors
 from forwardpass.client.receiving import Answer
 from forwardpass.errors import (
     BodyTooLarge,
+    ConversionError,
     DeadlineExceeded,
     Forbidden,
     ForwardpassError,
@@ -32,8 +33,11 @@ MAX_SHOWN = 300
 UNSTATED_WAIT_S = 1.0
 """When a server says that it is overloaded, but not for how long."""
 _KINDS: Mapping[str, type[ForwardpassError]] = {
-    kind.slug: kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, ForwardpassError)
+    kind.slug: kind
+    for kind in vars(errors).values()
+    if isinstance(kind, type) and issubclass(kind, ForwardpassError) and not issubclass(kind, ConversionError)
 }
+"""All that a server can meet."""
 _LIMIT = re.compile(r"limit of (\d+) bytes")
 
 
@@ -76,8 +80,8 @@ def retry_after_s(answer: Answer) -> float | None:
 class RetryPolicy:
     """Whether a refused call is tried again, and when: only where the server says that it did nothing and when to come.
 
-    At most `max_retries` times, never past the caller's deadline, and spread, so that those who were refused together do
-    not come back together.
+    At most `max_retries` times, never past the caller's deadline, and spread, so that those who were refused together
+    do not come back together.
     """
 
     max_retries: int = 3

@@ -55,8 +55,8 @@ _encode = msgspec.json.Encoder(enc_hook=lambda value: _plain(value)).encode
 class Operation(Generic[T]):
     """A request and how its answer is read.
 
-    `read` raises BadAnswer where the answer is not what the protocol says. `accepts` are the statuses that it reads; any
-    other one is an error.
+    `read` raises BadAnswer where the answer is not what the protocol says. `accepts` are the statuses that it reads;
+    any other one is an error.
     """
 
     method: str

@@ -29,7 +29,7 @@ class BadAnswer(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """A status, headers by lower-case name, and the body; `keeps_alive` says whether the connection can be used again."""
+    """A status, headers by lower-case name, and the body; `keeps_alive` says whether the connection goes on."""
 
     status: int
     headers: Mapping[str, str]
@@ -95,6 +95,10 @@ class Receiver:
         """Note a header."""
         self._headers[name.decode("latin-1").lower()] = value.decode("latin-1")
 
+    def on_headers_complete(self) -> None:
+        """Note what the headers say of the connection; once the message is complete the parser has forgotten it."""
+        self._keeps_alive = self._parser.should_keep_alive()
+
     def on_body(self, piece: bytes) -> None:
         """Collect what is not of known length."""
         self._pieces.append(piece)
@@ -127,7 +131,6 @@ class Receiver:
         except httptools.HttpParserError as error:
             raise BadAnswer(f"it is no HTTP ({str(error)[:100]})") from error
         self._status = self._parser.get_status_code()
-        self._keeps_alive = self._parser.should_keep_alive()
 
     def _start_body(self, rest: bytes) -> Answer | None:
         length = self._headers.get("content-length")
