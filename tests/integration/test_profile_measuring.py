@@ -16,7 +16,7 @@ from forwardpass.profile import ProfileSettings, VariantProfile, profile_variant
 from tests.models import write_mlp
 
 SETTINGS = ProfileSettings(
-    batch_sizes=(1, 4), thread_counts=(1, 2), num_rounds=3, round_s=0.002, num_cold_starts=2, audit_budget_s=0.2
+    batch_sizes=(1, 4), thread_counts=(1, 2), num_rounds=3, round_s=0.002, num_cold_starts=2, audit_budget_s=1.0
 )
 
 
@@ -78,6 +78,9 @@ def test_a_float_model_answers_the_same_in_any_batch_and_with_any_number_of_thre
         assert profile.invariance.verdict is BatchInvariance.BITWISE
         assert profile.invariance.num_comparisons > 10
         assert profile.invariance.is_same_across_threads
+        assert profile.invariance.thread_counts == (1, 2)
+        assert profile.invariance.is_same_in_fresh_processes
+        assert profile.invariance.num_fresh_processes == 2
 
 
 def test_a_profile_survives_json_and_gives_a_table_for_each_thread_count(

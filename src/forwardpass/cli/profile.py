@@ -18,7 +18,7 @@ from forwardpass.cli.progress import shown_progress
 from forwardpass.cli.rendering import echo_json, echo_table, heading
 from forwardpass.cli.writing import write_text
 from forwardpass.errors import InvalidOption
-from forwardpass.profile import VariantProfile
+from forwardpass.profile import InvarianceVerdict, VariantProfile
 from forwardpass.report.format import format_bytes, format_measurement
 
 __all__ = ["command"]
@@ -32,6 +32,13 @@ __all__ = ["command"]
 @click.option("--threads", default=None, metavar="LIST", help="Such as 1,2. Default: powers of two up to the cores.")
 @click.option("--axis", "axes", multiple=True, metavar="NAME=SIZE", help="Size of a dynamic axis for made-up inputs.")
 @click.option("--quick", is_flag=True, help="Fewer rounds and batch sizes: seconds instead of a minute.")
+@click.option(
+    "--audit",
+    type=click.Choice(["short", "full"]),
+    default="short",
+    show_default=True,
+    help="How hard to look for answers that depend on the batch: for seconds, or for up to two minutes a variant.",
+)
 @click.option("--report", default=None, metavar="FILE", help="Also write an HTML page with plots.")
 @json_option
 def command(
@@ -44,16 +51,18 @@ def command(
     threads: str | None,
     axes: tuple[str, ...],
     quick: bool,
+    audit: str,
     report: str | None,
     as_json: bool,
 ) -> None:
-    """Measure MODEL in fresh processes: latency, throughput, memory, cold start, batch invariance.
+    """Measure MODEL in fresh processes: latency, throughput, memory, cold start, same answer.
 
     MODEL is an ONNX file, package.module:factory (PyTorch, needs --data), or a bundle: then all its variants.
 
     \b
     Examples:
       forwardpass profile model.onnx --quick
+      forwardpass profile model.onnx --data samples.npz --audit full
       forwardpass profile shop.models:build --weights w.safetensors --data samples.npz --report profile.html
     """
     from forwardpass.wiring import profile_model
@@ -63,6 +72,8 @@ def command(
         batch_sizes=comma_separated_counts("--batch-sizes", batch_sizes),
         thread_counts=comma_separated_counts("--threads", threads),
     )
+    if audit == "full":
+        settings = settings.with_full_audit()
     with shown_progress() as progress:
         result = profile_model(
             model,
@@ -116,14 +127,26 @@ def _echo_profile(profile: VariantProfile) -> None:
     phases = (("import", start.import_s), ("load", start.load_s), ("first run", start.first_run_s))
     listed = ", ".join(f"{name} {format_measurement(value)}" for name, value in phases)
     peak, added = profile.memory.peak_bytes.value, profile.memory.added_bytes.value
-    audit = profile.invariance
-    compared = f"{audit.num_comparisons} comparisons, worst difference {audit.max_difference:.2g}"
     click.echo()
     echo_table(
         [
             ["cold start", f"{format_measurement(start.total_s)} ({listed})"],
             ["peak memory", f"{format_bytes(peak)}, {format_bytes(added)} of it the model's"],
             ["file", format_bytes(profile.file_bytes) if profile.file_bytes is not None else "none of its own"],
-            ["same answer", f"{audit.verdict.value} ({compared})"],
+            *_same_answer_rows(profile.invariance),
         ]
     )
+
+
+def _same_answer_rows(found: InvarianceVerdict) -> list[list[str]]:
+    from forwardpass.profile import words
+
+    rows = [
+        ["same answer", f"{found.verdict.value}: {words.describe_batches(found)}"],
+        ["", words.describe_comparisons(found)],
+        ["  threads", words.describe_threads(found)],
+        ["  fresh process", words.describe_processes(found)],
+    ]
+    if found.padding is not None:
+        rows.append(["  padding", words.describe_padding(found)])
+    return [*rows, *(["  not covered" if number == 0 else "", gap] for number, gap in enumerate(found.gaps))]

@@ -9,13 +9,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from forwardpass.profile.invariance import InvarianceAudit, audit_invariance
+    from forwardpass.profile.audits import AnswerDigest, InvarianceAudit, InvarianceVerdict, PaddingFinding
+    from forwardpass.profile.invariance import audit_invariance
     from forwardpass.profile.machine import describe_machine
     from forwardpass.profile.measuring import profile_variants
     from forwardpass.profile.profiles import (
         Cell,
         ColdStart,
-        InvarianceVerdict,
         Memory,
         SkippedCell,
         VariantProfile,
@@ -24,11 +24,13 @@ if TYPE_CHECKING:
     from forwardpass.profile.settings import ProfileSettings
 
 _HOMES = {
+    "AnswerDigest": "audits",
     "Cell": "profiles",
     "ColdStart": "profiles",
-    "InvarianceAudit": "invariance",
-    "InvarianceVerdict": "profiles",
+    "InvarianceAudit": "audits",
+    "InvarianceVerdict": "audits",
     "Memory": "profiles",
+    "PaddingFinding": "audits",
     "ProfileSettings": "settings",
     "SkippedCell": "profiles",
     "VariantProfile": "profiles",
@@ -39,11 +41,13 @@ _HOMES = {
 }
 
 __all__ = [
+    "AnswerDigest",
     "Cell",
     "ColdStart",
     "InvarianceAudit",
     "InvarianceVerdict",
     "Memory",
+    "PaddingFinding",
     "ProfileSettings",
     "SkippedCell",
     "VariantProfile",

@@ -18,7 +18,19 @@ from typing import TYPE_CHECKING, BinaryIO
 import msgspec
 
 from forwardpass.errors import ForwardpassError
-from forwardpass.profile.protocol import Answer, Audit, Audited, Command, Failed, Open, Opened, Round, Rounds
+from forwardpass.profile.protocol import (
+    Answer,
+    Audit,
+    Audited,
+    Command,
+    Digest,
+    Digested,
+    Failed,
+    Open,
+    Opened,
+    Round,
+    Rounds,
+)
 
 if TYPE_CHECKING:
     from forwardpass.core.protocols import Runtime
@@ -52,19 +64,20 @@ class MeasuredVariant:
             gc.enable()
 
     def audit(self, command: Audit) -> Audited:
-        """Audit batch invariance with the rows of the largest batches as targets and neighbours."""
+        """Audit batch invariance with the rows of the largest batches."""
         from forwardpass.profile.invariance import audit_invariance
 
+        return Audited(audit=audit_invariance(self._runtime, self._audited_calls(), budget_s=command.budget_s))
+
+    def digest(self, command: Digest) -> Digested:
+        """Hash the answers to rows of the audit."""
+        from forwardpass.profile.invariance import digest_answers
+
+        return Digested(digests=list(digest_answers(self._runtime, self._audited_calls(), command.batch_sizes)))
+
+    def _audited_calls(self) -> list[dict[str, Array]]:
         pick = max if self._runtime.signature.is_batchable else min
-        audit = audit_invariance(self._runtime, self._load(pick(self._paths)), budget_s=command.budget_s)
-        return Audited(
-            verdict=audit.verdict,
-            max_difference=audit.max_difference,
-            worst_case=audit.worst_case,
-            num_comparisons=audit.num_comparisons,
-            answers_sha256=audit.answers_sha256,
-            exact_batch_sizes=audit.exact_batch_sizes,
-        )
+        return self._load(pick(self._paths))
 
     def _load(self, batch_size: int) -> list[dict[str, Array]]:
         if batch_size not in self._calls:
@@ -151,11 +164,17 @@ def _serve(commands: BinaryIO, answers: BinaryIO) -> None:
                 variant, answer = open_variant(command)
             else:
                 assert variant is not None, "the first command opens the variant"
-                answer = variant.audit(command) if isinstance(command, Audit) else variant.run_round(command)
+                answer = _obey(variant, command)
         except Exception as error:  # the boundary of the process: the parent raises it again
             answer = _failure(error)
         answers.write(msgspec.json.encode(answer) + b"\n")
         answers.flush()
+
+
+def _obey(variant: MeasuredVariant, command: Round | Audit | Digest) -> Answer:
+    if isinstance(command, Audit):
+        return variant.audit(command)
+    return variant.digest(command) if isinstance(command, Digest) else variant.run_round(command)
 
 
 def _failure(error: Exception) -> Failed:

@@ -1,181 +1,317 @@
 """The audit of batch invariance: does a row's answer depend on the rows that share its batch?
 
-A few rows are answered alone, then again in batches of other sizes, at other positions, beside ordinary and hostile
-neighbours. Equal bytes everywhere are `bitwise`; a difference that no user could notice is `within-tolerance`;
-anything more is `interference`, and such a variant must not be batched across requests. INT8 dynamic quantisation,
-which shares one scale over the batch, is the common case.
+Rows are answered alone, then again in batches of 1 to 33, at every position, beside ordinary and hostile neighbours.
+Equal bytes everywhere are `bitwise`; equal bytes among certain batch sizes `bitwise-fixed-shapes`; a difference that no
+user could notice is `within-tolerance`; anything more is `interference`, and such a variant must not be batched across
+requests. INT8 dynamic quantisation, which shares one scale over the batch, is the common case.
+
+The plan (`cases`) and the judgement (`findings`) are decided elsewhere; here is the clock and the runtime.
 """
 
 from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from itertools import islice
 
 import numpy as np
 
 from forwardpass.core.protocols import Runtime
-from forwardpass.core.tensors import Array, Tensors
+from forwardpass.core.tensors import Array, Signature, Tensors, concatenate_rows
 from forwardpass.core.variants import BatchInvariance
-from forwardpass.profile.pacing import pick_evenly
+from forwardpass.profile.audits import AnswerDigest, InvarianceAudit, PaddingFinding
+from forwardpass.profile.cases import Block, Case, Neighbours, PoolShape, Stage, plan_audit
+from forwardpass.profile.findings import Difference, Findings, RowId, compare
+from forwardpass.profile.gaps import describe_gaps
+from forwardpass.profile.lengths import (
+    LengthAxis,
+    crop_answer,
+    crop_call,
+    find_length_axis,
+    mask_after_first,
+    pad_call,
+)
+from forwardpass.profile.pacing import pick_evenly, predict_call_s
 
-__all__ = ["MAX_DIFFERENCE", "InvarianceAudit", "audit_invariance"]
+__all__ = ["audit_invariance", "digest_answers"]
 
-MAX_DIFFERENCE = 1e-4
-"""Relative error (norm of the difference over norm of the answer) that still counts as rounding: a float32 model
-that sums in another order stays two orders below it, dynamic quantisation is two orders above."""
 OUTLIER_FACTOR = 20.0
-BATCH_SIZES = (2, 8, 3, 17, 5, 4, 16)
-"""Even and odd, and beyond the width of the vector kernels; the most telling first, since the budget may end early."""
-MAX_TARGETS = 6
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class InvarianceAudit:
-    """What was found, and how hard it was looked for.
-
-    `max_difference` is the greatest relative error of an answer in a batch against the same row alone; `worst_case`
-    says where it was, and is empty if there was none.
-    """
-
-    verdict: BatchInvariance
-    max_difference: float
-    worst_case: str
-    num_comparisons: int
-    answers_sha256: str
-    """Over the answers of the rows alone: equal for two thread counts if the answers are."""
-    exact_batch_sizes: tuple[int, ...] = ()
-    """Sizes at which answers are bitwise equal to each other; only where the verdict is `FIXED_SHAPES`."""
-
-
-class Neighbours(StrEnum):
-    """What shares the batch with the row under test."""
-
-    ORDINARY = "ordinary neighbours"
-    OUTLIERS = "neighbours scaled by 20"
-    ZEROS = "neighbours of zeros"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Case:
-    batch_size: int
-    position: int
-    neighbours: Neighbours
-
-    def __str__(self) -> str:
-        return f"batch of {self.batch_size}, row {self.position + 1}, {self.neighbours}"
+MAX_POOLS = 4
+"""Calls that rows are taken from: short, long and in between, where lengths differ."""
+MIN_TARGETS, MAX_TARGETS = 6, 33
+SHARE_FOR_ALONE = 0.15
+"""Of the budget, for the answers of rows alone: each is run once for all the batches that it is compared with."""
+SHARE_FOR_DIGESTS = 0.15
+SHARE_FOR_PADDING = 0.05
+SHARE_FOR_BATCHES = 0.65
+MIN_CASES = 2
+"""Run whatever the budget: a row beside an outlier, and beside ordinary rows."""
+DIGEST_SIZES = (1, 2, 8, 17)
+PADDED_BATCH_SIZES = (1, 2, 5)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class _Target:
-    """A row with its answer alone, and the pool of rows that its neighbours come from."""
+class _Bench:
+    """The runtime with the rows to audit it with."""
 
-    pool: Tensors
-    row: int
-    alone: dict[str, Array]
-
-
-@dataclass(slots=True)
-class _Findings:
-    """What has been seen so far."""
-
-    is_bitwise: bool = True
-    flipped: bool = False
-    max_difference: float = 0.0
-    worst_case: str = ""
-    num_comparisons: int = 0
-
-    def add(self, answer: Tensors, alone: Tensors, case: _Case) -> None:
-        self.num_comparisons += 1
-        for name, reference in alone.items():
-            if answer[name].tobytes() == reference.tobytes():
-                continue
-            self.is_bitwise = False
-            self.flipped = self.flipped or _decides_otherwise(answer[name], reference)
-            difference = _relative_error(answer[name], reference)
-            if difference > self.max_difference or not self.worst_case:
-                self.max_difference, self.worst_case = difference, str(case)
+    runtime: Runtime
+    pools: tuple[Tensors, ...]
+    length_axis: LengthAxis | None
+    made_up: frozenset[str]
+    """Integer inputs that hold one and the same number everywhere: no sample does, and 0 will do there as well."""
 
     @property
-    def verdict(self) -> BatchInvariance:
-        if self.is_bitwise:
-            return BatchInvariance.BITWISE
-        if self.flipped or not self.max_difference <= MAX_DIFFERENCE:
-            return BatchInvariance.INTERFERENCE
-        return BatchInvariance.TOLERANCE
+    def signature(self) -> Signature:
+        return self.runtime.signature
+
+
+def _set_up(runtime: Runtime, pools: Sequence[Tensors]) -> _Bench:
+    chosen = tuple(pick_evenly(pools, MAX_POOLS))
+    axis = find_length_axis(runtime.signature)
+    mask = axis.mask if axis is not None else ""
+    made_up = [
+        name
+        for name, array in chosen[0].items()
+        if array.dtype.kind in "iu" and name != mask and array.size > 1 and bool((array == array.flat[0]).all())
+    ]
+    return _Bench(runtime=runtime, pools=chosen, length_axis=axis, made_up=frozenset(made_up))
 
 
 def audit_invariance(runtime: Runtime, pools: Sequence[Tensors], *, budget_s: float) -> InvarianceAudit:
     """Compare rows alone with the same rows in batches until all cases are seen or `budget_s` is over.
 
-    Every pool is one call whose rows serve as targets and as neighbours. Floats can be made hostile by scaling them;
-    integers (token ids, masks) stay what they are. Each target is compared at least once, unless `budget_s` is 0.
+    Every pool is one call whose rows serve as rows under test and as neighbours. Floats can be made hostile by scaling
+    them, masks by hiding the rest of a row; token ids stay what they are. An audit that has found interference ends
+    after its first stage. At least two batches are compared.
     """
     if not runtime.signature.is_batchable:
-        answers = [runtime.run(pool) for pool in pools[:MAX_TARGETS]]
-        return _audit_of(_Findings(), BatchInvariance.NOT_BATCHABLE, _digest(answers))
-    targets = [_target(runtime, pool, row) for pool, row in _choose_targets(pools)]
-    digest = _digest([target.alone for target in targets])
-    findings = _Findings()
-    due_s = time.monotonic() + budget_s
-    for index, case in enumerate(_cases(pools[0]) if budget_s else ()):
-        if index >= len(targets) and time.monotonic() > due_s:
-            break
-        target = targets[index % len(targets)]
-        answer = runtime.run(_batch(target, case))
-        findings.add(_row(answer, case.position), target.alone, case)
-    return _audit_of(findings, findings.verdict, digest)
-
-
-def _audit_of(findings: _Findings, verdict: BatchInvariance, digest: str) -> InvarianceAudit:
+        return InvarianceAudit(
+            verdict=BatchInvariance.NOT_BATCHABLE,
+            max_difference=0.0,
+            worst_case="",
+            num_comparisons=0,
+            digests=digest_answers(runtime, pools, (1,)),
+        )
+    bench = _set_up(runtime, pools)
+    alone, row_s = _answer_alone(bench, budget_s)
+    digests = digest_answers(runtime, pools, _affordable_sizes(row_s, budget_s))
+    padding, refusal = _audit_padding(bench, row_s, budget_s)
+    findings = Findings(alone)
+    blocks = plan_audit(_shapes(bench, alone), _hostile(bench))
+    num_run = _run_blocks(bench, findings, blocks, due_s=time.monotonic() + SHARE_FOR_BATCHES * budget_s, row_s=row_s)
     return InvarianceAudit(
-        verdict=verdict,
+        verdict=findings.verdict,
         max_difference=findings.max_difference,
         worst_case=findings.worst_case,
         num_comparisons=findings.num_comparisons,
-        answers_sha256=digest,
+        num_flips=findings.num_flips,
+        exact_batch_sizes=findings.exact_batch_sizes if findings.verdict is BatchInvariance.FIXED_SHAPES else (),
+        covered_batch_sizes=findings.covered_batch_sizes,
+        gaps=(
+            *refusal,
+            *describe_gaps(
+                blocks,
+                num_run,
+                covered=findings.covered_batch_sizes,
+                is_mixing=findings.is_mixing,
+                rows_are_alike=_rows_are_alike(bench),
+            ),
+        ),
+        padding=padding,
+        digests=digests,
     )
 
 
-def _choose_targets(pools: Sequence[Tensors]) -> list[tuple[Tensors, int]]:
-    """Take the first row of each pool, then the second of each, up to `MAX_TARGETS`; few of many pools, evenly."""
-    chosen = pick_evenly(pools, MAX_TARGETS)
-    rows = ((pool, row) for row in range(_num_rows(chosen[0])) for pool in chosen)
+def digest_answers(runtime: Runtime, pools: Sequence[Tensors], batch_sizes: Sequence[int]) -> tuple[AnswerDigest, ...]:
+    """Hash the answers to a few rows in batches of every given size; another process compares them with its own."""
+    if not runtime.signature.is_batchable:
+        answers = [runtime.run(pool) for pool in pools[:MIN_TARGETS]]
+        return (AnswerDigest(batch_size=1, sha256=_digest(answers)),)
+    return tuple(
+        AnswerDigest(batch_size=size, sha256=_digest([runtime.run(call) for call in _digest_calls(pools, size)]))
+        for size in batch_sizes
+    )
+
+
+# --- rows alone ----------------------------------------------------------------------------------------------------
+
+
+def _answer_alone(bench: _Bench, budget_s: float) -> tuple[dict[RowId, dict[str, Array]], float]:
+    """Answer rows one at a time, as many as a share of the budget allows; return the shortest time, too."""
+    alone: dict[RowId, dict[str, Array]] = {}
+    row_s = float("inf")
+    due_s = time.monotonic() + SHARE_FOR_ALONE * budget_s
+    for target in _targets(bench.pools):
+        started = time.monotonic()
+        if len(alone) >= MIN_TARGETS and started > due_s:
+            break
+        alone[target] = bench.runtime.run(_row(bench.pools[target.pool], target.row))
+        row_s = min(row_s, time.monotonic() - started)
+    return alone, row_s
+
+
+def _targets(pools: Sequence[Tensors]) -> list[RowId]:
+    """Take the first row of each pool, then the second of each."""
+    most = max(_num_rows(pool) for pool in pools)
+    rows = (
+        RowId(pool=number, row=row) for row in range(most) for number, pool in enumerate(pools) if row < _num_rows(pool)
+    )
     return list(islice(rows, MAX_TARGETS))
 
 
-def _target(runtime: Runtime, pool: Tensors, row: int) -> _Target:
-    return _Target(pool=pool, row=row, alone=runtime.run(_row(pool, row)))
+def _shapes(bench: _Bench, alone: Mapping[RowId, Tensors]) -> list[PoolShape]:
+    targets = [row.pool for row in alone]
+    return [
+        PoolShape(num_rows=_num_rows(pool), num_targets=targets.count(number))
+        for number, pool in enumerate(bench.pools)
+    ]
 
 
-def _cases(pool: Tensors) -> Iterator[_Case]:
-    """Yield the hostile neighbours of every size first: they find interference soonest."""
-    can_scale = any(array.dtype.kind == "f" for array in pool.values())
-    hostile = (Neighbours.OUTLIERS, Neighbours.ZEROS) if can_scale else ()
-    for neighbours in (*hostile, Neighbours.ORDINARY):
-        for batch_size in BATCH_SIZES:
-            for position in sorted({0, batch_size // 2, batch_size - 1}):
-                yield _Case(batch_size=batch_size, position=position, neighbours=neighbours)
+def _affordable_sizes(row_s: float, budget_s: float) -> list[int]:
+    """Return the batch sizes whose answers every process hashes; rows alone in any case."""
+    return [size for size in DIGEST_SIZES if size == 1 or size * row_s <= SHARE_FOR_DIGESTS * budget_s]
 
 
-def _batch(target: _Target, case: _Case) -> dict[str, Array]:
-    """Build the batch of a case: neighbours all around, the target at its position."""
-    others = (target.row + 1 + np.arange(case.batch_size)) % _num_rows(target.pool)
+def _digest_calls(pools: Sequence[Tensors], size: int) -> list[dict[str, Array]]:
+    """Return rows of different pools alone, or one batch of the largest rows."""
+    if size == 1:
+        chosen = pick_evenly(pools, MIN_TARGETS)
+        return [_row(chosen[target.pool], target.row) for target in _targets(chosen)[:MIN_TARGETS]]
+    largest = pools[-1]
+    rows = np.arange(size) % _num_rows(largest)
+    return [{name: array[rows] for name, array in largest.items()}]
+
+
+# --- batches -------------------------------------------------------------------------------------------------------
+
+
+def _hostile(bench: _Bench) -> list[Neighbours]:
+    kinds = []
+    if any(array.dtype.kind == "f" for array in bench.pools[0].values()):
+        kinds.append(Neighbours.OUTLIERS)
+    if kinds or bench.made_up:
+        kinds.append(Neighbours.ZEROS)
+    if bench.length_axis is not None:
+        kinds.append(Neighbours.MASKED)
+    return kinds
+
+
+def _run_blocks(bench: _Bench, findings: Findings, blocks: Sequence[Block], *, due_s: float, row_s: float) -> list[int]:
+    """Run what fits before `due_s`; return how many cases of each block ran.
+
+    A batch that would end too late is left out, and so is everything else of its size; smaller ones may still fit.
+    """
+    measured_s = {1: row_s}
+    too_large: set[int] = set()
+    num_run = [0] * len(blocks)
+    num_cases = 0
+    for number, block in enumerate(blocks):
+        if block.stage is not Stage.TELLING and findings.is_mixing:
+            break
+        for case in block.cases:
+            ends_s = time.monotonic() + (predict_call_s(measured_s, case.batch_size) or 0.0)
+            if num_cases >= MIN_CASES and (case.batch_size in too_large or ends_s > due_s):
+                too_large.add(case.batch_size)
+                break
+            started = time.monotonic()
+            answers = bench.runtime.run(_batch(bench, case))
+            took_s = time.monotonic() - started
+            # The least, since one call that something else held up would rule out all later ones of its size.
+            measured_s[case.batch_size] = min(took_s, measured_s.get(case.batch_size, took_s))
+            findings.add(case, answers)
+            num_run[number] += 1
+            num_cases += 1
+        else:
+            findings.finish(block)
+    return num_run
+
+
+def _batch(bench: _Bench, case: Case) -> dict[str, Array]:
+    """Build the batch of a case: the rows under test as they are, the others made into its neighbours."""
+    rows = np.array(case.rows)
+    others = np.setdiff1d(np.arange(case.batch_size), case.tested)
     batch = {}
-    for name, array in target.pool.items():
-        rows = _as_neighbours(array[others], case.neighbours)
-        rows[case.position] = array[target.row]
-        batch[name] = rows
+    for name, array in bench.pools[case.pool].items():
+        batch[name] = array[rows]
+        if len(others):
+            batch[name][others] = _as_neighbours(bench, name, batch[name][others], case.neighbours)
     return batch
 
 
-def _as_neighbours(rows: Array, neighbours: Neighbours) -> Array:
-    if rows.dtype.kind != "f" or neighbours is Neighbours.ORDINARY:
-        return rows
-    return np.zeros_like(rows) if neighbours is Neighbours.ZEROS else rows * rows.dtype.type(OUTLIER_FACTOR)
+def _as_neighbours(bench: _Bench, name: str, rows: Array, neighbours: Neighbours) -> Array:
+    is_float = rows.dtype.kind == "f"
+    if neighbours is Neighbours.OUTLIERS and is_float:
+        return rows * rows.dtype.type(OUTLIER_FACTOR)
+    if neighbours is Neighbours.ZEROS and (is_float or name in bench.made_up):
+        return np.zeros_like(rows)
+    is_mask = bench.length_axis is not None and name == bench.length_axis.mask
+    return mask_after_first(rows) if neighbours is Neighbours.MASKED and is_mask else rows
+
+
+def _rows_are_alike(bench: _Bench) -> bool:
+    """Tell whether no neighbour differs from the row under test but for being made hostile."""
+    return all(
+        array[:1].tobytes() * _num_rows(pool) == np.ascontiguousarray(array).tobytes()
+        for pool in bench.pools
+        for array in pool.values()
+    )
+
+
+# --- lengths -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Padded:
+    """One comparison of a padded row; `where` is empty if not a bit differed."""
+
+    difference: Difference
+    where: str
+
+
+def _audit_padding(bench: _Bench, row_s: float, budget_s: float) -> tuple[PaddingFinding | None, tuple[str, ...]]:
+    """Compare short rows alone with the same rows padded to longer ones; say so if the model takes no such lengths."""
+    if bench.length_axis is None:
+        return None, ()
+    sizes = [size for size in PADDED_BATCH_SIZES if size == 1 or size * row_s <= SHARE_FOR_PADDING * budget_s]
+    try:
+        compared = list(_pad_rows(bench, bench.length_axis, sizes))
+    except Exception:  # runtimes' own errors share no base but this one, and no sample had such a length
+        return None, ("Padding was not compared: the model does not take shorter rows than those given.",)
+    if not compared:
+        return None, ()
+    worst = max(compared, key=lambda item: (item.where != "", item.difference.error))
+    finding = PaddingFinding(
+        max_difference=worst.difference.error,
+        worst_case=worst.where,
+        num_comparisons=len(compared),
+        num_flips=sum(item.difference.is_flip for item in compared),
+    )
+    return finding, ()
+
+
+def _pad_rows(bench: _Bench, found: LengthAxis, sizes: Sequence[int]) -> Iterator[_Padded]:
+    """Cut the beginning off a long row, and compare it alone with itself padded beside whole rows.
+
+    No call is longer than what was given, which a model may not take.
+    """
+    pool = max(bench.pools, key=lambda pool: pool[found.mask].shape[1])
+    length = pool[found.mask].shape[1]
+    for short in sorted({length // 2, length - 1} - {0, length}):
+        cropped = crop_call(_row(pool, 0), bench.signature, found.axis, short)
+        alone = bench.runtime.run(cropped)
+        padded = pad_call(cropped, bench.signature, found.axis, length)
+        for size in sizes:
+            longer = [_row(pool, (1 + number) % _num_rows(pool)) for number in range(size - 1)]
+            answers = bench.runtime.run(concatenate_rows([*longer, padded]))
+            answer = crop_answer(_row(answers, size - 1), alone)
+            is_same = all(answer[name].tobytes() == array.tobytes() for name, array in alone.items())
+            where = f"{short} of {length} positions, {'alone' if size == 1 else f'in a batch of {size}'}"
+            yield _Padded(difference=compare(answer, alone), where="" if is_same else where)
+
+
+# --- small things --------------------------------------------------------------------------------------------------
 
 
 def _row(tensors: Tensors, row: int) -> dict[str, Array]:
@@ -186,22 +322,7 @@ def _num_rows(pool: Tensors) -> int:
     return len(next(iter(pool.values())))
 
 
-def _decides_otherwise(answer: Array, reference: Array) -> bool:
-    """Tell whether integers differ, or the greatest of a row of at least two scores is another one."""
-    if answer.dtype.kind != "f":
-        return True
-    is_scores = reference.ndim == 2 and reference.shape[1] > 1
-    return is_scores and bool(np.argmax(answer) != np.argmax(reference))
-
-
-def _relative_error(answer: Array, reference: Array) -> float:
-    # Here and not above: forwardpass.predict is no part of what a cold start imports.
-    from forwardpass.predict.golden import relative_error
-
-    return relative_error(answer, reference)
-
-
-def _digest(answers: list[dict[str, Array]]) -> str:
+def _digest(answers: Sequence[Tensors]) -> str:
     digest = hashlib.sha256()
     for answer in answers:
         for name in sorted(answer):

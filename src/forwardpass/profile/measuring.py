@@ -21,19 +21,19 @@ from forwardpass.core.measurement import Measurement
 from forwardpass.core.protocols import Progress
 from forwardpass.core.statistics import measure_median
 from forwardpass.core.variants import Variant
+from forwardpass.profile.audits import AnswerDigest, InvarianceAudit, conclude
 from forwardpass.profile.pacing import CellPlan, plan_cells, predict_call_s, skip_reason
 from forwardpass.profile.process import ChildProcess
 from forwardpass.profile.profiles import (
     Cell,
     ColdStart,
-    InvarianceVerdict,
     Memory,
     RoundTimes,
     SkippedCell,
     VariantProfile,
     summarise_cell,
 )
-from forwardpass.profile.protocol import Audit, Audited, Open, Opened, Round, Rounds
+from forwardpass.profile.protocol import Audit, Audited, Digest, Digested, Open, Opened, Round, Rounds
 from forwardpass.profile.settings import ProfileSettings
 
 __all__ = ["profile_variants"]
@@ -68,6 +68,7 @@ def profile_variants(
         )
         for num_threads in settings.thread_counts:
             _sweep(session, num_threads)
+        _compare_threads(session)
         _measure_cold_starts(session)
         return tuple(_profile_of(record) for record in session.records.values())
 
@@ -79,6 +80,10 @@ class _Steps:
         self._progress = progress
         self._total = total
         self._done = 0
+
+    def name(self, text: str) -> None:
+        """Say what is being done besides the steps."""
+        self._progress(text, done=self._done / self._total)
 
     def __call__(self, text: str) -> None:
         self._progress(text, done=self._done / self._total)
@@ -93,7 +98,9 @@ class _Record:
     opened: Opened | None = None
     cells: list[Cell] = field(default_factory=list)
     skipped: list[SkippedCell] = field(default_factory=list)
-    audits: list[Audited] = field(default_factory=list)
+    audit: InvarianceAudit | None = None
+    by_threads: dict[int, list[AnswerDigest]] = field(default_factory=dict)
+    fresh: list[list[AnswerDigest]] = field(default_factory=list)
     cold_starts: list[tuple[float, Opened]] = field(default_factory=list)
 
 
@@ -146,9 +153,10 @@ def _sweep(session: _Session, num_threads: int) -> None:
         for name, record in session.records.items():
             children[name] = stack.enter_context(session.spawn(record))
             record.opened = children[name].ask(session.opening(record, num_threads), Opened)
-            # Only the first number of threads looks for interference; the others compare the answers of rows alone.
-            budget_s = 0.0 if record.audits else session.settings.audit_budget_s
-            record.audits.append(children[name].ask(Audit(budget_s=budget_s), Audited))
+            if record.audit is None:
+                session.progress.name("same answer in any batch")
+                record.audit = children[name].ask(Audit(budget_s=session.settings.audit_budget_s), Audited).audit
+            record.by_threads[num_threads] = _digest(children[name], record)
         for batch_size in session.paths:
             session.progress(f"batch size {batch_size}, {_count(num_threads, 'thread')}")
             _measure_batch_size(session, children, num_threads=num_threads, batch_size=batch_size)
@@ -224,11 +232,36 @@ def _start_cold(session: _Session, record: _Record, num_threads: int) -> tuple[f
     """Return the time from the start of a process to its first answer, and what it says of its phases."""
     with session.spawn(record) as child:
         opened = child.ask(session.opening(record, num_threads), Opened)
-        return time.perf_counter() - child.started_s, opened
+        total_s = time.perf_counter() - child.started_s
+        record.fresh.append(_digest(child, record))
+        return total_s, opened
+
+
+# --- same answer ---------------------------------------------------------------------------------------------------
+
+
+def _compare_threads(session: _Session) -> None:
+    """Hash the answers with the numbers of threads that the sweep did not measure."""
+    for num_threads in session.settings.audit_thread_counts:
+        for record in session.records.values():
+            if num_threads in record.by_threads:
+                continue
+            session.progress.name(f"same answer with {_count(num_threads, 'thread')}")
+            with session.spawn(record) as child:
+                child.ask(session.opening(record, num_threads), Opened)
+                record.by_threads[num_threads] = _digest(child, record)
+
+
+def _digest(child: ChildProcess, record: _Record) -> list[AnswerDigest]:
+    """Hash what the audit hashed, in another process or once more in its own."""
+    assert record.audit is not None, "the first process of a variant audits it"
+    sizes = [digest.batch_size for digest in record.audit.digests]
+    return child.ask(Digest(batch_sizes=sizes), Digested).digests
 
 
 def _profile_of(record: _Record) -> VariantProfile:
     assert record.opened is not None, "every variant was opened"
+    assert record.audit is not None, "every variant was audited"
     return VariantProfile(
         variant=record.variant.name,
         runtime=record.opened.runtime,
@@ -238,7 +271,7 @@ def _profile_of(record: _Record) -> VariantProfile:
         skipped=tuple(record.skipped),
         cold_start=_cold_start_of(record.cold_starts),
         memory=_memory_of([opened for _, opened in record.cold_starts]),
-        invariance=_invariance_of(record.audits),
+        invariance=conclude(record.audit, record.by_threads, record.fresh),
     )
 
 
@@ -259,19 +292,6 @@ def _memory_of(opened: Sequence[Opened]) -> Memory:
     peaks = np.array([it.peak_rss_bytes for it in opened])
     added = np.array([it.peak_rss_bytes - it.rss_before_load_bytes for it in opened])
     return Memory(peak_bytes=measure_median(peaks, unit="bytes"), added_bytes=measure_median(added, unit="bytes"))
-
-
-def _invariance_of(audits: Sequence[Audited]) -> InvarianceVerdict:
-    first = audits[0]
-    answers = {audit.answers_sha256 for audit in audits}
-    return InvarianceVerdict(
-        verdict=first.verdict,
-        max_difference=first.max_difference,
-        worst_case=first.worst_case,
-        num_comparisons=first.num_comparisons,
-        exact_batch_sizes=first.exact_batch_sizes,
-        is_same_across_threads=len(answers) == 1 if len(audits) > 1 else None,
-    )
 
 
 def _file_bytes(variant: Variant) -> int | None:

@@ -8,7 +8,9 @@ from markupsafe import Markup
 
 from forwardpass.core.measurement import Machine, Measurement
 from forwardpass.core.variants import BatchInvariance
+from forwardpass.profile.gaps import join_sizes
 from forwardpass.profile.profiles import Cell, VariantProfile, speedup
+from forwardpass.profile.words import describe_batches, describe_padding, describe_processes, describe_threads
 from forwardpass.report.charts import Bar, BarPart, Point, Series, line_chart, stacked_bars
 from forwardpass.report.format import (
     format_bytes,
@@ -180,6 +182,15 @@ def _same_answer(profiles: Sequence[VariantProfile]) -> Verdict:
             word="INTERFERENCE",
             state=State.BAD,
         )
+    restless = [profile.variant for profile in profiles if profile.invariance.is_same_in_fresh_processes is False]
+    if restless:
+        return Verdict(
+            label="Same answer",
+            value=f"{len(profiles) - len(restless)} of {len(profiles)}",
+            note=f"A newly started process answers otherwise in {', '.join(restless)}.",
+            word="DIFFERS",
+            state=State.WARN,
+        )
     bitwise = sum(profile.invariance.verdict is BatchInvariance.BITWISE for profile in profiles)
     return Verdict(
         label="Same answer",
@@ -337,33 +348,51 @@ def _invariance_section(profiles: Sequence[VariantProfile]) -> Section:
     columns = [
         Column(title="Variant"),
         Column(title="In any batch"),
+        Column(title="What that means", kind="wrap"),
         Column(title="Greatest difference", kind="number"),
         Column(title="Where it was", kind="wrap"),
+        Column(title="Decisions differ", kind="number"),
         Column(title="Comparisons", kind="number"),
-        Column(title="Across threads"),
+        Column(title="Threads", kind="wrap"),
+        Column(title="Fresh process", kind="wrap"),
     ]
     rows = [_invariance_row(profile) for profile in profiles]
+    notes = [note for profile in profiles for note in _invariance_notes(profile)]
     return Section(
         title="Same answer",
         lead="Rows were answered alone and again in batches of other sizes, at other positions, beside ordinary, "
-        "outlying and zero neighbours. Interference means that one request can change another's answer.",
-        parts=(render_table(columns, [RowGroup(rows=rows)]),),
+        "outlying and zero neighbours; with other numbers of threads; and in newly started processes. Interference "
+        "means that one request can change another's answer.",
+        parts=(render_table(columns, [RowGroup(rows=rows)]), *((render_notes(notes),) if notes else ())),
     )
+
+
+def _invariance_notes(profile: VariantProfile) -> list[str]:
+    """Say which sizes were covered, what padding does, and what was left out."""
+    found = profile.invariance
+    notes = []
+    if found.covered_batch_sizes:
+        notes.append(f"{profile.variant}: batch sizes {join_sizes(found.covered_batch_sizes)} were covered.")
+    if found.padding is not None:
+        notes.append(f"{profile.variant}: {describe_padding(found)}.")
+    return [*notes, *(f"{profile.variant}: {gap}" for gap in found.gaps)]
 
 
 def _invariance_row(profile: VariantProfile) -> list[str | Markup]:
     found = profile.invariance
     word, state = _INVARIANCE_WORDS[found.verdict]
-    threads = {None: "one measured", True: "same", False: "differs in the last bits or more"}
     difference = f"{found.max_difference:.2g}" if found.worst_case else "0"
     is_audited = found.verdict is not BatchInvariance.NOT_BATCHABLE
     return [
         profile.variant,
         render_state(word, state),
+        describe_batches(found),
         difference if is_audited else "–",
         found.worst_case or "–",
-        str(found.num_comparisons),
-        threads[found.is_same_across_threads],
+        f"{found.num_flips:,}" if is_audited else "–",
+        f"{found.num_comparisons:,}",
+        describe_threads(found),
+        render_state("DIFFERS", State.BAD) if found.is_same_in_fresh_processes is False else describe_processes(found),
     ]
 
 

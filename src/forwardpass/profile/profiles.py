@@ -12,11 +12,11 @@ from forwardpass.core.measurement import Measurement
 from forwardpass.core.statistics import bootstrap_interval, measure_median, measure_ratio, percentile
 from forwardpass.core.variants import BatchInvariance
 from forwardpass.errors import InvalidOption
+from forwardpass.profile.audits import InvarianceVerdict
 
 __all__ = [
     "Cell",
     "ColdStart",
-    "InvarianceVerdict",
     "Memory",
     "RoundTimes",
     "SkippedCell",
@@ -79,23 +79,6 @@ class Memory:
 
     peak_bytes: Measurement
     added_bytes: Measurement
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class InvarianceVerdict:
-    """Whether answers depend on the batch or on the number of threads.
-
-    `max_difference` is the greatest relative difference between a row in a batch and the same row alone.
-    `is_same_across_threads` compares bytes; it is None where only one thread count was measured.
-    """
-
-    verdict: BatchInvariance
-    max_difference: float
-    worst_case: str
-    num_comparisons: int
-    is_same_across_threads: bool | None
-    exact_batch_sizes: tuple[int, ...] = ()
-    """Where the verdict is `FIXED_SHAPES`: the sizes at which answers are bitwise equal to each other."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

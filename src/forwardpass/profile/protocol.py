@@ -6,9 +6,10 @@ from typing import TypeAlias
 
 import msgspec
 
-from forwardpass.core.variants import BatchInvariance, Format
+from forwardpass.core.variants import Format
+from forwardpass.profile.audits import AnswerDigest, InvarianceAudit
 
-__all__ = ["Answer", "Audit", "Audited", "Command", "Failed", "Open", "Opened", "Round", "Rounds"]
+__all__ = ["Answer", "Audit", "Audited", "Command", "Digest", "Digested", "Failed", "Open", "Opened", "Round", "Rounds"]
 
 
 class Open(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="open"):
@@ -33,12 +34,18 @@ class Round(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 
 class Audit(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="audit"):
-    """Compare rows alone with the same rows in batches; with `budget_s` 0 only take the answers of rows alone."""
+    """Compare rows alone with the same rows in batches, for `budget_s`."""
 
     budget_s: float
 
 
-Command: TypeAlias = Open | Round | Audit
+class Digest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="digest"):
+    """Hash the answers to the audit's rows in batches of these sizes, to compare them with another process."""
+
+    batch_sizes: list[int]
+
+
+Command: TypeAlias = Open | Round | Audit | Digest
 
 
 class Opened(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="opened"):
@@ -62,14 +69,15 @@ class Rounds(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 class Audited(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="audited"):
-    """What the audit found; `answers_sha256` is over the answers of rows alone."""
+    """What the audit found."""
 
-    verdict: BatchInvariance
-    max_difference: float
-    worst_case: str
-    num_comparisons: int
-    answers_sha256: str
-    exact_batch_sizes: tuple[int, ...] = ()
+    audit: InvarianceAudit
+
+
+class Digested(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="digested"):
+    """The hashes of the answers."""
+
+    digests: list[AnswerDigest]
 
 
 class Failed(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="failed"):
@@ -80,4 +88,4 @@ class Failed(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     facts: dict[str, str | int | float | list[str] | None] = {}
 
 
-Answer: TypeAlias = Opened | Rounds | Audited | Failed
+Answer: TypeAlias = Opened | Rounds | Audited | Digested | Failed

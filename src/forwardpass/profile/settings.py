@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from forwardpass.runtimes.options import num_available_cores
 
-__all__ = ["ProfileSettings"]
+__all__ = ["FULL_AUDIT_S", "ProfileSettings"]
+
+FULL_AUDIT_S = 120.0
+"""Enough for every batch size of a model of MiniLM's size, and for everything of one that answers in a millisecond."""
 
 
 def _doubling_thread_counts() -> tuple[int, ...]:
@@ -37,9 +40,17 @@ class ProfileSettings:
     cold_start_budget_s: float = 20.0
     """A variant that has spent this starts no further process, but it is started twice at least."""
     audit_budget_s: float = 3.0
-    """For the batch-invariance audit of one variant."""
+    """For the batch-invariance audit of one variant. It ends earlier when everything was compared."""
+    audit_thread_counts: tuple[int, ...] = ()
+    """Numbers of threads whose answers are compared though nothing else is measured with them."""
     max_wait_s: float = 300.0
     """A child that gives no answer for so long has failed."""
+
+    def with_full_audit(self) -> ProfileSettings:
+        """Return the same settings with time to compare everything, and every number of threads up to the cores."""
+        return replace(
+            self, audit_budget_s=FULL_AUDIT_S, audit_thread_counts=tuple(range(1, num_available_cores() + 1))
+        )
 
     @classmethod
     def quick(cls) -> ProfileSettings:
