@@ -6,8 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import settings
 
 from tests.models import mlp_calls, write_bundle, write_mlp, write_text_bundle
+
+settings.register_profile("forwardpass", deadline=None)  # other processes share the machine; time proves nothing
+settings.load_profile("forwardpass")
 
 
 @pytest.fixture(scope="session")

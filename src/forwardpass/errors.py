@@ -26,6 +26,7 @@ HTTP status codes are not here: the command line and the server map the branches
     │   ├── OpsetUnavailable
     │   ├── ExportFailed
     │   │   └── DataDependentControlFlow
+    │   ├── NothingToQuantise
     │   └── ParityFailed
     ├── EnvironmentProblem       this machine lacks something
     │   ├── MissingExtra
@@ -87,6 +88,7 @@ __all__ = [
     "ModelNotServed",
     "NotFound",
     "NotReady",
+    "NothingToQuantise",
     "OpsetUnavailable",
     "Overloaded",
     "ParityFailed",
@@ -373,6 +375,16 @@ class DataDependentControlFlow(ExportFailed):
             reason="its control flow depends on the values of a tensor" + (f" at {location}" if location else ""),
             hint="Use torch.where or torch.cond instead of Python's if, or move the decision out of the model.",
         )
+
+
+class NothingToQuantise(ConversionError):
+    """A model none of whose nodes gains from 8 bits."""
+
+    slug = "nothing-to-quantise"
+
+    def __init__(self, *, operators: Sequence[str]) -> None:
+        self.operators = tuple(operators)
+        super().__init__(f"There is nothing to quantise: no {' or '.join(operators)} with constant weights.")
 
 
 class ParityFailed(ConversionError):

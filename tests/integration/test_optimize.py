@@ -12,10 +12,11 @@ import pytest
 from forwardpass.core.metrics import METRICS
 from forwardpass.core.samples import SampleGroup, Samples, SampleSplits, split_samples
 from forwardpass.core.variants import Format, Precision, Variant
-from forwardpass.errors import InvalidMetric, InvalidModel
+from forwardpass.errors import InvalidMetric, InvalidModel, InvalidSamples
 from forwardpass.optimize import Optimization, OptimizeSettings, Verdict, candidates, optimize_model
+from forwardpass.optimize.writers import write_graph
 from forwardpass.profile import ProfileSettings
-from tests.models import write_fixed_batch, write_mlp
+from tests.models import write_fixed_batch, write_mlp, write_typed
 
 SETTINGS = OptimizeSettings(
     profile=ProfileSettings(
@@ -89,6 +90,51 @@ def test_a_writer_that_fails_is_reported_and_the_others_go_on(
     failed = result.find("int8-dynamic")
     assert (failed.verdict, failed.reason) == (Verdict.FAILED, "RuntimeError: a kernel is missing")
     assert result.find("int8-static").verdict is not Verdict.FAILED
+
+
+def test_a_process_that_dies_while_it_measures_costs_its_variant_only(
+    baseline: Variant, splits: SampleSplits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+
+    def deadly(source: Path, target: Path) -> None:
+        """Write a file that scores well here and kills the process that measures it."""
+        write_graph(source, target)
+        (tmp_path / "deadly").mkdir()
+        (tmp_path / "deadly" / "sitecustomize.py").write_text(
+            "import onnxruntime, os\n"
+            "loads = onnxruntime.InferenceSession\n"
+            "def session(model, *rest, **more):\n"
+            "    if 'onnx-graph' in str(model): os.kill(os.getpid(), 9)\n"
+            "    return loads(model, *rest, **more)\n"
+            "onnxruntime.InferenceSession = session\n"
+        )
+        monkeypatch.syspath_prepend(str(tmp_path / "deadly"))
+
+    monkeypatch.setattr(candidates, "write_graph", deadly)
+    result = run(baseline, splits, tmp_path)
+    dead = result.find("onnx-graph")
+    assert dead.verdict is Verdict.FAILED
+    assert "measuring the variant 'onnx-graph' failed: it was killed (SIGKILL)" in dead.reason
+    others = [item for item in result.candidates if item is not dead]
+    assert all(item.profile is not None for item in others)
+
+
+def test_a_model_with_nothing_to_quantise_says_so(tmp_path: Path) -> None:
+    path = write_typed(tmp_path / "typed.onnx", "float32")
+    model = Variant(name="onnx-fp32", format=Format.ONNX, precision=Precision.FP32, location=str(path))
+    inputs = np.random.default_rng(6).standard_normal((40, 2)).astype(np.float32)
+    result = run(model, split_samples(Samples(groups=(SampleGroup(inputs={"x": inputs}),)), origin="test"), tmp_path)
+    for name, operators in (("int8-dynamic", "MatMul or Gemm"), ("int8-static", "MatMul or Gemm or Conv")):
+        found = result.find(name)
+        assert found.verdict is Verdict.REJECTED
+        assert found.reason == f"There is nothing to quantise: no {operators} with constant weights."
+    assert not list((tmp_path / "work").glob("int8*"))
+
+
+def test_splits_that_share_a_sample_are_refused(baseline: Variant, splits: SampleSplits, tmp_path: Path) -> None:
+    leaking = replace(splits, test=splits.validation)
+    with pytest.raises(InvalidSamples, match="the splits validation and test share at least one sample"):
+        run(baseline, leaking, tmp_path)
 
 
 def test_a_metric_without_its_labels_ends_the_search_with_a_sentence(

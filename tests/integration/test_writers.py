@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +14,13 @@ from onnx import TensorProto, helper, numpy_helper
 from forwardpass.core.samples import SampleGroup, Samples
 from forwardpass.core.tensors import Array
 from forwardpass.core.variants import Format
+from forwardpass.errors import NothingToQuantise
 from forwardpass.optimize.calibration import CalibrationMethod
 from forwardpass.optimize.probe import int8_saturates
 from forwardpass.optimize.writers import plan_static, write_dynamic, write_fp16_storage, write_graph, write_static
 from forwardpass.predict import relative_error
 from forwardpass.runtimes import RuntimeOptions, open_runtime
-from tests.models import write_mlp
+from tests.models import write_embedding, write_mlp
 
 INT8_TOLERANCE = 0.05
 """Two layers with 8-bit weights and activations: each rounds by up to 1/255 of its range."""
@@ -144,6 +146,27 @@ def test_weights_beyond_the_range_of_float16_stay_as_they_are(tmp_path: Path) ->
     assert write_fp16_storage(tmp_path / "large.onnx", tmp_path / "fp16.onnx") == 1
     kept = initialisers(tmp_path / "fp16.onnx")
     assert (kept["w1"].dtype.name, kept["w2.fp16"].dtype.name) == ("float32", "float16")
+
+
+@pytest.mark.parametrize("names", [["", "", ""], ["same", "same", "same"], ["Gemm#0", "", "Gemm#0"]])
+def test_nodes_are_picked_by_names_of_their_own_whatever_the_file_calls_them(names: list[str], tmp_path: Path) -> None:
+    model = onnx.load(str(write_mlp(tmp_path / "mlp.onnx")))
+    for node, name in zip(model.graph.node, names, strict=True):
+        node.name = name
+    onnx.save(model, str(tmp_path / "named.onnx"))
+    plan = plan_static(tmp_path / "named.onnx", samples_of(64))
+    assert len(set(plan.nodes)) == 2
+    one = replace(plan, nodes=plan.nodes[:1])
+    write_static(tmp_path / "named.onnx", tmp_path / "one.onnx", one, method=CalibrationMethod.MSE, reduce_range=False)
+    assert {"w1_quantized", "w2"} <= initialisers(tmp_path / "one.onnx").keys()
+
+
+def test_an_embedding_alone_is_not_quantised(tmp_path: Path) -> None:
+    source = write_embedding(tmp_path / "embedding.onnx")
+    with pytest.raises(NothingToQuantise):
+        write_dynamic(source, tmp_path / "int8.onnx", reduce_range=False)
+    with pytest.raises(NothingToQuantise):
+        plan_static(source, samples_of(64))
 
 
 def test_the_probe_gives_an_answer_for_this_processor() -> None:

@@ -46,6 +46,14 @@ class QualityFloor:
     max_drop: float
     is_relative: bool
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.max_drop < float("inf"):
+            raise InvalidOption(
+                option="max_drop",
+                value=str(self.max_drop),
+                expected="0 or more: a negative one would ask for a better score than the source itself has",
+            )
+
     @classmethod
     def parse(cls, text: str) -> QualityFloor:
         """Read `1%` (of the source's score) or `0.01` (in the metric's own unit).

@@ -81,7 +81,7 @@ def choose(
         judgements.append(
             _judge(facts, above, sign=sign, baseline=baseline, floor=floor_score, metric=metric, target=target)
         )
-    reason = _reason(best, candidates, baseline=baseline, floor=floor_score, target=target, metric=metric)
+    reason = _reason(best, candidates, above, baseline=baseline, floor=floor_score, target=target, metric=metric)
     judgements.append(Judgement(name=chosen, verdict=Verdict.CHOSEN, reason=reason))
     return Choice(chosen=chosen, reason=reason, judgements=tuple(judgements))
 
@@ -123,10 +123,20 @@ def _dominating(facts: Facts, others: Sequence[Facts], sign: float) -> Iterator[
 
 
 def _reason(
-    best: Facts | None, candidates: Sequence[Facts], *, baseline: str, floor: float, target: Target, metric: str
+    best: Facts | None,
+    candidates: Sequence[Facts],
+    above: Sequence[Facts],
+    *,
+    baseline: str,
+    floor: float,
+    target: Target,
+    metric: str,
 ) -> str:
     if best is None:
         reason = f"Keep {baseline}: no other variant with {metric} within the limit of {floor:.4g} is measurably better"
+        own = next(facts for facts in candidates if facts.name == baseline)
+        if own not in above:
+            reason += f", although its own {metric} of {own.score:.4g} is not within it"
     else:
         reason = f"{_compared(best, target)}, with {metric} {best.score:.4g} within the limit of {floor:.4g}"
     winner = best or next(facts for facts in candidates if facts.name == baseline)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,18 +15,26 @@ from forwardpass.core.protocols import Progress
 from forwardpass.core.samples import Samples, SampleSplits
 from forwardpass.core.statistics import measure_ratio
 from forwardpass.core.variants import BatchInvariance, Format, Variant
-from forwardpass.errors import ForwardpassError, InvalidModel, MissingExtra, StorageFailed
+from forwardpass.errors import (
+    ChildFailed,
+    ForwardpassError,
+    InvalidModel,
+    MissingExtra,
+    NothingToQuantise,
+    StorageFailed,
+)
 from forwardpass.optimize.candidates import FOLDED, NOT_TRIED, Blueprint, Workshop, blueprints, build
+from forwardpass.optimize.cautions import Findings, cautions
 from forwardpass.optimize.choice import Choice, Facts, choose
 from forwardpass.optimize.evaluation import Answers, answer, score_answers, score_error
 from forwardpass.optimize.probe import int8_saturates
 from forwardpass.optimize.values import Candidate, Optimization, OptimizeSettings, Target, Verdict
 from forwardpass.profile import Cell, VariantProfile, describe_machine, profile_variants
+from forwardpass.profile.measuring import purpose_of
 from forwardpass.runtimes import RuntimeOptions, open_runtime
 
 __all__ = ["optimize_model"]
 
-FEW_CALIBRATION_SAMPLES = 32
 SHARE_OF_MAKING, SHARE_OF_SCORING = 0.15, 0.15
 
 
@@ -36,6 +44,8 @@ class _Entry:
 
     variant: Variant
     failure: str = ""
+    is_rejected: bool = False
+    """Whether the failure is a finding about the model, such as that it has nothing to quantise."""
     profile: VariantProfile | None = None
     validation: Scores | None = None
     test: Scores | None = None
@@ -59,18 +69,21 @@ def optimize_model(
 
     Raises:
         InvalidModel: the batch is fixed at a number other than 1.
+        InvalidSamples: a sample is in two splits.
         MissingExtra: the onnx package is not installed.
         InvalidMetric: the metric does not fit the model or the samples.
-        ChildFailed: a measuring process ended before it answered.
+        ChildFailed: the process that measured the source or the float model ended before it answered.
     """
+    splits.check_disjoint(origin="the given splits")
     _check_takes_one_row(baseline)
     calibration = splits.calibration.head(settings.max_calibration_samples)
     entries = [_Entry(variant=source)]
     if baseline != source:
         entries.append(_Entry(variant=baseline))
     entries += _make_all(baseline, calibration, workdir, progress)
-    _score_all(entries, splits, metric, progress)
-    _profile_all(entries, splits.validation, settings, progress)
+    needed = frozenset({source.name, baseline.name})
+    _score_all(entries, splits, metric, progress, needed=needed)
+    _profile_all(entries, splits.validation, settings, progress, needed=needed)
     choice = _choose(entries, baseline, metric, settings)
     return Optimization(
         candidates=tuple(_candidate(entry, entries, baseline, choice, settings.target) for entry in entries),
@@ -82,7 +95,7 @@ def optimize_model(
         chosen=choice.chosen,
         reason=choice.reason,
         not_tried=NOT_TRIED,
-        warnings=tuple(_warnings(entries, calibration, metric)),
+        warnings=_warnings(entries, baseline, calibration, splits.validation, metric, settings),
         num_calibration=len(calibration),
         num_validation=len(splits.validation),
         num_test=len(splits.test),
@@ -110,6 +123,8 @@ def _make_all(baseline: Variant, calibration: Samples, workdir: Path, progress: 
             entries.append(_Entry(variant=build(blueprint, workshop)))
         except MissingExtra:
             raise
+        except NothingToQuantise as error:
+            entries.append(replace(_failed(blueprint, str(error)), is_rejected=True))
         except ForwardpassError as error:
             entries.append(_failed(blueprint, str(error)))
         except OSError as error:
@@ -125,7 +140,9 @@ def _failed(blueprint: Blueprint, reason: str) -> _Entry:
     return _Entry(variant=planned, failure=reason)
 
 
-def _score_all(entries: Sequence[_Entry], splits: SampleSplits, metric: Metric, progress: Progress) -> None:
+def _score_all(
+    entries: Sequence[_Entry], splits: SampleSplits, metric: Metric, progress: Progress, *, needed: frozenset[str]
+) -> None:
     """Run every candidate over validation and test; the source's own answers are the reference of all."""
     reference: tuple[Answers, Answers] | None = None
     for number, entry in enumerate(entries):
@@ -140,26 +157,47 @@ def _score_all(entries: Sequence[_Entry], splits: SampleSplits, metric: Metric, 
             entry.test = score_answers(metric, answers[1], reference[1], splits.test)
             entry.error = score_error(answers[0], reference[0], splits.validation)
         except ForwardpassError as error:
-            if number == 0:
+            if entry.variant.name in needed:
                 raise  # the source itself does not fit the samples or the metric
             entry.failure = str(error)
         except Exception as error:  # a runtime's own classes share no base but this one
-            if number == 0:
+            if entry.variant.name in needed:
                 raise
             entry.failure = _sentence(error)
 
 
-def _profile_all(entries: Sequence[_Entry], samples: Samples, settings: OptimizeSettings, progress: Progress) -> None:
+def _profile_all(
+    entries: Sequence[_Entry],
+    samples: Samples,
+    settings: OptimizeSettings,
+    progress: Progress,
+    *,
+    needed: frozenset[str],
+) -> None:
+    """Measure all candidates side by side.
+
+    One whose process dies is out. The others are then measured anew: rounds are compared in pairs, and what was
+    measured before the death has no partners behind it.
+    """
     start = SHARE_OF_MAKING + SHARE_OF_SCORING
 
     def show(text: str, *, done: float) -> None:
         progress(text, done=start + (1 - start) * done)
 
-    running = [entry for entry in entries if not entry.failure]
     calls = calls_from_samples(samples, settings.profile.batch_sizes)
-    profiles = profile_variants([entry.variant for entry in running], calls, settings=settings.profile, progress=show)
-    for entry, profile in zip(running, profiles, strict=True):
-        entry.profile = profile
+    running = [entry for entry in entries if not entry.failure]
+    while any(entry.profile is None for entry in running):
+        try:
+            profiles = profile_variants([it.variant for it in running], calls, settings=settings.profile, progress=show)
+        except ChildFailed as error:
+            lost = next((entry for entry in running if purpose_of(entry.variant) == error.purpose), None)
+            if lost is None or lost.variant.name in needed:
+                raise
+            lost.failure = str(error)
+            running.remove(lost)
+        else:
+            for entry, profile in zip(running, profiles, strict=True):
+                entry.profile = profile
 
 
 def _choose(entries: Sequence[_Entry], baseline: Variant, metric: Metric, settings: OptimizeSettings) -> Choice:
@@ -216,7 +254,8 @@ def _candidate(
     entry: _Entry, entries: Sequence[_Entry], baseline: Variant, choice: Choice, target: Target
 ) -> Candidate:
     if entry.failure:
-        return Candidate(variant=entry.variant, verdict=Verdict.FAILED, reason=entry.failure)
+        verdict = Verdict.REJECTED if entry.is_rejected else Verdict.FAILED
+        return Candidate(variant=entry.variant, verdict=verdict, reason=entry.failure)
     assert entry.validation is not None, "what did not fail was scored"
     assert entry.test is not None, "what did not fail was scored"
     assert entry.error is not None, "what did not fail was scored"
@@ -237,18 +276,24 @@ def _candidate(
     )
 
 
-def _warnings(entries: Sequence[_Entry], calibration: Samples, metric: Metric) -> list[str]:
-    found = []
-    if len(calibration) < FEW_CALIBRATION_SAMPLES:
-        found.append(
-            f"Only {len(calibration)} calibration samples: the ranges of INT8 may miss values that occur later. "
-            f"Give more samples; {FEW_CALIBRATION_SAMPLES * 8} are plenty."
-        )
-    scores = [entry.validation.value for entry in entries if entry.validation is not None]
-    source_items = entries[0].validation.items if entries[0].validation is not None else np.zeros((1, 1))
-    if metric.needs_labels and len(np.unique(source_items[:, -1])) == 1 and len(set(scores)) == 1:
-        found.append(f"The metric {metric.name} is the same for every sample and variant: it cannot tell them apart.")
-    return found
+def _warnings(
+    entries: Sequence[_Entry],
+    baseline: Variant,
+    calibration: Samples,
+    validation: Samples,
+    metric: Metric,
+    settings: OptimizeSettings,
+) -> tuple[str, ...]:
+    findings = Findings(
+        metric=metric,
+        floor=settings.floor,
+        floor_score=_floor(entries[0], metric, settings),
+        num_calibration=len(calibration),
+        validation=validation,
+        scores={entry.variant.name: entry.validation for entry in entries if entry.validation is not None},
+        baseline=baseline.name,
+    )
+    return tuple(cautions(findings))
 
 
 def _sentence(error: Exception) -> str:

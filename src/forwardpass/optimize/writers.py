@@ -10,8 +10,10 @@ import numpy as np
 
 from forwardpass.core.samples import Samples
 from forwardpass.core.tensors import Array
+from forwardpass.errors import NothingToQuantise
 from forwardpass.optimize.calibration import CalibrationMethod, Range, TensorHistogram, calibrate, choose_range
 from forwardpass.optimize.library import onnx
+from forwardpass.optimize.naming import load_named
 from forwardpass.optimize.quiet import quiet_quantizer
 from forwardpass.runtimes import RuntimeOptions
 from forwardpass.runtimes.onnx import OnnxRuntime, save_optimised
@@ -20,6 +22,7 @@ __all__ = [
     "QUANTISED_OPERATORS",
     "StaticPlan",
     "plan_static",
+    "quantisable_nodes",
     "write_dynamic",
     "write_fp16_storage",
     "write_graph",
@@ -64,14 +67,21 @@ def write_fp16_storage(source: Path, target: Path) -> int:
 
 
 def write_dynamic(source: Path, target: Path, *, reduce_range: bool) -> None:
-    """Quantise the weights of matrix products; activations are quantised call by call, with one scale per tensor."""
+    """Quantise the weights of matrix products; activations are quantised call by call, with one scale per tensor.
+
+    Raises:
+        NothingToQuantise: no matrix product has constant weights.
+    """
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
+    model = load_named(source)
+    nodes = quantisable_nodes(model, MATRIX_OPERATORS)
     with quiet_quantizer():
         quantize_dynamic(
-            str(source),
+            model,
             str(target),
             op_types_to_quantize=list(MATRIX_OPERATORS),
+            nodes_to_quantize=[node.name for node in nodes],
             per_channel=True,
             reduce_range=reduce_range,
             weight_type=QuantType.QInt8,
@@ -88,10 +98,14 @@ class StaticPlan:
 
 
 def plan_static(source: Path, samples: Samples) -> StaticPlan:
-    """Choose the nodes and run the samples, one at a time and twice, to see the ranges of their activations."""
-    model = onnx.load(str(source))
+    """Choose the nodes and run the samples, one at a time and twice, to see the ranges of their activations.
+
+    Raises:
+        NothingToQuantise: no matrix product or convolution has constant weights.
+    """
+    model = load_named(source)
     constants = {tensor.name for tensor in model.graph.initializer}
-    nodes = [node for node in model.graph.node if _is_quantisable(node, constants, model)]
+    nodes = quantisable_nodes(model, QUANTISED_OPERATORS)
     names = sorted({name for node in nodes for name in (node.input[0], node.output[0])} - constants)
     runtime = _exposing(model, names)
 
@@ -116,7 +130,7 @@ def write_static(
     tensors = {name: TensorData(lowest=_array(r, "low"), highest=_array(r, "high")) for name, r in ranges.items()}
     with quiet_quantizer():
         quantizer = QDQQuantizer(
-            onnx.load(str(source)),
+            load_named(source),
             per_channel=True,
             reduce_range=reduce_range,
             weight_qType=QuantType.QInt8,
@@ -148,9 +162,23 @@ def _fits_fp16(tensor: onnx.TensorProto) -> bool:
     return values.size >= MIN_FP16_VALUES and float(np.abs(values).max()) <= FP16_LIMIT
 
 
+def quantisable_nodes(model: onnx.ModelProto, operators: Sequence[str]) -> list[onnx.NodeProto]:
+    """Return the nodes of these operators that multiply an activation with constant weights and gain from 8 bits.
+
+    An empty list must never reach onnxruntime's quantiser, which takes it for all nodes.
+
+    Raises:
+        NothingToQuantise: there is none.
+    """
+    constants = {tensor.name for tensor in model.graph.initializer}
+    nodes = [node for node in model.graph.node if node.op_type in operators and _is_quantisable(node, constants, model)]
+    if not nodes:
+        raise NothingToQuantise(operators=operators)
+    return nodes
+
+
 def _is_quantisable(node: onnx.NodeProto, constants: set[str], model: onnx.ModelProto) -> bool:
-    """Tell whether a node multiplies an activation with constant weights, and gains from doing so in 8 bits."""
-    if node.op_type not in QUANTISED_OPERATORS or node.input[0] in constants or node.input[1] not in constants:
+    if node.input[0] in constants or node.input[1] not in constants:
         return False
     return node.op_type != "Conv" or not _is_depthwise(node, model)
 

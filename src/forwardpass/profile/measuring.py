@@ -36,7 +36,7 @@ from forwardpass.profile.profiles import (
 from forwardpass.profile.protocol import Audit, Audited, Digest, Digested, Open, Opened, Round, Rounds
 from forwardpass.profile.settings import ProfileSettings
 
-__all__ = ["profile_variants"]
+__all__ = ["profile_variants", "purpose_of"]
 
 _NUM_WARM_UP_CALLS = 1
 """Beside the one that every round begins with: that one allocates, this one tells how long a call takes."""
@@ -71,6 +71,11 @@ def profile_variants(
         _compare_threads(session)
         _measure_cold_starts(session)
         return tuple(_profile_of(record) for record in session.records.values())
+
+
+def purpose_of(variant: Variant) -> str:
+    """Return what `ChildFailed` says of a process that measures this variant; so its reader knows which one died."""
+    return f"measuring the variant '{variant.name}'"
 
 
 class _Steps:
@@ -116,9 +121,7 @@ class _Session:
 
     def spawn(self, record: _Record) -> ChildProcess:
         """Prepare a process for a variant."""
-        return ChildProcess(
-            purpose=f"measuring the variant '{record.variant.name}'", max_wait_s=self.settings.max_wait_s
-        )
+        return ChildProcess(purpose=purpose_of(record.variant), max_wait_s=self.settings.max_wait_s)
 
     def opening(self, record: _Record, num_threads: int) -> Open:
         """Return the command that loads a variant."""

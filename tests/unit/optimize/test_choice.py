@@ -106,3 +106,16 @@ def test_a_source_that_is_faster_than_everything_is_named() -> None:
         name="source", gain=gain(1.5, 1.6, 1.7), score=1.0, latency_s=0.006, size_bytes=0, can_be_served=False
     )
     assert "consider staying with its runtime" in decide((source,)).reason
+
+
+def test_a_float_model_below_the_floor_is_kept_only_with_a_word_about_it() -> None:
+    chosen = choose(
+        (replace(BASE, score=0.8),),
+        baseline=BASELINE,
+        floor_score=FLOOR,
+        higher_is_better=True,
+        target=Target.LATENCY,
+        metric="accuracy",
+    )
+    assert chosen.chosen == BASELINE
+    assert chosen.reason.endswith("although its own accuracy of 0.8 is not within it")
