@@ -101,7 +101,11 @@ def openapi_document(models: list[Model]) -> dict[str, object]:
                 "Error": {
                     "type": "object",
                     "required": ["error"],
-                    "properties": {"error": {"type": "string", "description": "What is wrong, in one sentence."}},
+                    "properties": {
+                        "error": {"type": "string", "description": "What is wrong, in one sentence."},
+                        "slug": {"type": "string", "description": "Its stable name."},
+                        "facts": {"type": "object", "description": "What the sentence is made of."},
+                    },
                 }
             },
             "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
