@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -210,6 +212,83 @@ def write_text_bundle(folder: Path) -> Path:
         golden_inputs=[{"input_ids": ids, "attention_mask": np.ones_like(ids)}],
         machine=MACHINE,
         processor="sentence-encoder",
+        processor_folder=source,
+    )
+    pack_bundle(folder, packing)
+    return folder
+
+
+def write_colours(path: Path, *, side: int = 8) -> Path:
+    """Write `pixels [batch, 3, side, side] -> scores [batch, 3]`: how much red, green and blue a picture has."""
+    axes = numpy_helper.from_array(np.array([2, 3], dtype=np.int64), "axes")
+    graph = helper.make_graph(
+        [helper.make_node("ReduceMean", ["pixels", "axes"], ["scores"], keepdims=0)],
+        "colours",
+        [helper.make_tensor_value_info("pixels", TensorProto.FLOAT, ["batch", 3, side, side])],
+        [helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["batch", 3])],
+        [axes],
+    )
+    return _save(graph, path)
+
+
+def write_loudness(path: Path) -> Path:
+    """Write `waveform [batch, samples] -> loudness [batch]`: the mean of the absolute values."""
+    axes = numpy_helper.from_array(np.array([1], dtype=np.int64), "axes")
+    graph = helper.make_graph(
+        [
+            helper.make_node("Abs", ["waveform"], ["absolute"]),
+            helper.make_node("ReduceMean", ["absolute", "axes"], ["loudness"], keepdims=0),
+        ],
+        "loudness",
+        [helper.make_tensor_value_info("waveform", TensorProto.FLOAT, ["batch", "samples"])],
+        [helper.make_tensor_value_info("loudness", TensorProto.FLOAT, ["batch"])],
+        [axes],
+    )
+    return _save(graph, path)
+
+
+def _save(graph: onnx.GraphProto, path: Path) -> Path:
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    onnx.checker.check_model(model)
+    onnx.save(model, str(path))
+    return path
+
+
+def write_image_bundle(folder: Path, *, name: str = "colours", **settings: object) -> Path:
+    """Write a bundle that says which of three colours a picture has most of."""
+    given = {"height": 8, "width": 8, "labels": ["red", "green", "blue"], "activation": "none"} | settings
+    call = {"pixels": np.ones((1, 3, 8, 8), np.float32)}
+    return pack_with_processor(folder, write_colours, call, name, "image-classifier", {"image.json": given})
+
+
+def write_audio_bundle(folder: Path, *, name: str = "loudness", **settings: object) -> Path:
+    """Write a bundle that says how loud a sound is."""
+    call = {"waveform": np.ones((1, 16), np.float32)}
+    return pack_with_processor(folder, write_loudness, call, name, "waveform", {"waveform.json": settings})
+
+
+def pack_with_processor(
+    folder: Path,
+    write: Callable[[Path], Path],
+    call: dict[str, Array],
+    name: str,
+    processor: str,
+    settings: Mapping[str, object],
+) -> Path:
+    """Pack one model with a processor and its files of JSON."""
+    source = folder.with_name(f"{folder.name}-source")
+    source.mkdir()
+    for file, content in settings.items():
+        (source / file).write_text(json.dumps(content))
+    variant = Variant(
+        name="onnx-fp32", format=Format.ONNX, precision=Precision.FP32, location=str(write(source / "model.onnx"))
+    )
+    packing = PackingList(
+        name=name,
+        variants=[VariantToPack(variant=variant, invariance=BatchInvariance.BITWISE)],
+        golden_inputs=[call],
+        machine=MACHINE,
+        processor=processor,
         processor_folder=source,
     )
     pack_bundle(folder, packing)

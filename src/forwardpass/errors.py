@@ -41,6 +41,8 @@ HTTP status codes are not here: the command line and the server map the branches
         ├── TensorMismatch
         ├── InputRejected
         ├── BodyTooLarge
+        ├── UnsupportedMediaType
+        ├── NotAcceptable
         ├── NotFound
         ├── Overloaded
         ├── DeadlineExceeded
@@ -86,6 +88,7 @@ __all__ = [
     "MalformedRequest",
     "MissingExtra",
     "ModelNotServed",
+    "NotAcceptable",
     "NotFound",
     "NotReady",
     "NothingToQuantise",
@@ -103,6 +106,7 @@ __all__ = [
     "Unauthorized",
     "UnknownProcessor",
     "UnsafePath",
+    "UnsupportedMediaType",
     "UnsupportedOperator",
     "UnsupportedSchema",
     "UntrustedPickle",
@@ -552,6 +556,28 @@ class BodyTooLarge(RequestError, ValueError):
     def __init__(self, *, max_bytes: int) -> None:
         self.max_bytes = max_bytes
         super().__init__(f"The request body is larger than the limit of {max_bytes} bytes.")
+
+
+class UnsupportedMediaType(RequestError, ValueError):
+    """The body, or a part of it, is of a kind that the model does not take."""
+
+    slug = "unsupported-media-type"
+
+    def __init__(self, *, media_type: str, expected: Sequence[str]) -> None:
+        self.media_type = media_type
+        self.expected = tuple(expected)
+        super().__init__(f"The media type '{media_type}' is not taken here; expected {' or '.join(expected)}.")
+
+
+class NotAcceptable(RequestError):
+    """The client accepts only a form of answer that the model cannot give."""
+
+    slug = "not-acceptable"
+
+    def __init__(self, *, wanted: str, available: str) -> None:
+        self.wanted = wanted
+        self.available = available
+        super().__init__(f"This model cannot answer with '{wanted}'; accept '{available}'.")
 
 
 class NotFound(RequestError, LookupError):

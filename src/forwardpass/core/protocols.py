@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Protocol
+from collections.abc import Iterator, Mapping
+from typing import Protocol, runtime_checkable
 
 from forwardpass.core.tensors import Array, Signature, Tensors
 
-__all__ = ["Processor", "Progress", "Runtime"]
+__all__ = ["Processor", "Progress", "Runtime", "StreamingProcessor", "TakesFiles"]
 
 
 class Runtime(Protocol):
@@ -45,6 +45,26 @@ class Processor(Protocol):
 
     def decode(self, outputs: Tensors) -> Mapping[str, object]:
         """Turn the outputs of one request into fields that JSON can carry."""
+
+
+@runtime_checkable
+class TakesFiles(Protocol):
+    """A processor some of whose fields are files: `encode` gets an `Upload` for each, or a list of them."""
+
+    @property
+    def file_fields(self) -> Mapping[str, tuple[str, ...]]:
+        """The media types that each such field takes, for example `{"image": ("image/png", "image/jpeg")}`."""
+
+
+@runtime_checkable
+class StreamingProcessor(Processor, Protocol):
+    """A processor that can answer piece by piece, to those who ask for that."""
+
+    def stream(self, outputs: Tensors) -> Iterator[Mapping[str, object]]:
+        """Turn the outputs of one request into objects that are sent one after the other.
+
+        It is advanced only as fast as the client reads. When the client leaves, it is closed as any generator is.
+        """
 
 
 class Progress(Protocol):

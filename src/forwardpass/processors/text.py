@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import ClassVar
 
@@ -49,6 +49,11 @@ class SentenceEncoder:
     def decode(self, outputs: Tensors) -> Mapping[str, object]:
         """Return the rows of the first output as lists."""
         return {"embeddings": next(iter(outputs.values())).tolist()}
+
+    def stream(self, outputs: Tensors) -> Iterator[Mapping[str, object]]:
+        """Return the row of one text after the other, so that a long list is never written at once."""
+        for index, row in enumerate(next(iter(outputs.values()))):
+            yield {"text": index, "embedding": row.tolist()}
 
 
 def _texts(request: Mapping[str, object]) -> list[str]:

@@ -134,6 +134,10 @@ class Application:
             log.exception("a request could not be handled")
             exchange.respond(message_response(500, "internal error"))
 
+    def end_streams(self) -> None:
+        """Tell the readers of answers that come piece by piece that no more will come."""
+        self._predict.end_streams()
+
     def close(self) -> None:
         """Let the threads of the processors go."""
         self._predict.close()

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from forwardpass.core.protocols import StreamingProcessor
 from forwardpass.core.tensors import TensorSpec
 from forwardpass.core.version import VERSION
 from forwardpass.protocol import DATATYPES, NAMES
+from forwardpass.serve.forms import FORM, file_fields
 from forwardpass.serve.http import Exchange, Response
 from forwardpass.serve.models import Model
 from forwardpass.serve.repository import Repository
 from forwardpass.serve.responses import json_response
+from forwardpass.serve.streaming import EVENTS
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -39,8 +42,10 @@ _REFUSALS = {
     "401": "An API key is needed.",
     "403": "The API key does not allow this.",
     "404": "There is no such model or version.",
+    "406": "The answer cannot be given in the form that the client accepts.",
     "408": "The request was not received in time.",
     "413": "The body is too large.",
+    "415": "The model does not take this kind of body or file.",
     "422": "This request has ended worker processes before and is not run again for a while.",
     "429": "It would come too late; Retry-After says when to try again.",
     "500": "The processor failed on this request.",
@@ -121,10 +126,38 @@ def _model_paths(model: Model) -> dict[str, object]:
         f"{base}/config": {"get": _get(f"How {name} is run.", name, "401", "403")},
         f"{base}/stats": {"get": _get(f"Statistics of {name}.", name, "401", "403")},
         f"{base}/infer": {"post": _post(f"Run {name} on tensors.", name, _infer_schema(model), _infer_answer(model))},
-        f"/v1/models/{name}/predict": {
-            "post": _post(f"Ask {name} with plain JSON.", name, _predict_schema(model), {"type": "object"})
-        },
+        f"/v1/models/{name}/predict": {"post": _predict(model)},
     }
+
+
+def _predict(model: Model) -> dict[str, Any]:
+    """Describe the friendly route: JSON, and what else the processor takes and gives."""
+    processor = model.default.processor
+    route = _post(f"Ask {model.name} with {_taken(model)}.", model.name, _predict_schema(model), {"type": "object"})
+    if processor is None:
+        return route
+    files = file_fields(processor)
+    content = route["requestBody"]["content"]
+    if files:
+        one_or_more = {
+            name: {"type": "array", "items": {"type": "string", "contentMediaType": ", ".join(media_types)}}
+            for name, media_types in files.items()
+        }
+        form = {"type": "object", "required": list(files), "properties": one_or_more}
+        encoding = {name: {"contentType": ", ".join(media_types)} for name, media_types in files.items()}
+        content[FORM] = {"schema": form, "encoding": encoding}
+        content |= {media_type: {} for media_types in files.values() for media_type in media_types}
+        del content["application/json"]
+    else:
+        content[FORM] = {"schema": {"type": "object"}}
+    if isinstance(processor, StreamingProcessor):
+        route["responses"]["200"]["content"][EVENTS] = {"schema": {"type": "string"}}
+    return route
+
+
+def _taken(model: Model) -> str:
+    files = ", ".join(file_fields(model.default.processor))
+    return f"files ({files})" if files else "plain JSON"
 
 
 def _get(summary: str, tag: str, *refusals: str, media: str = "application/json") -> dict[str, object]:
@@ -132,7 +165,7 @@ def _get(summary: str, tag: str, *refusals: str, media: str = "application/json"
     return {"summary": summary, "tags": [tag], "responses": _responses(schema, refusals, media)}
 
 
-def _post(summary: str, tag: str, body: object, answer: object) -> dict[str, object]:
+def _post(summary: str, tag: str, body: object, answer: object) -> dict[str, Any]:
     timeout = {
         "name": "X-Request-Timeout-Ms",
         "in": "header",
@@ -263,7 +296,8 @@ def _described(model: Model) -> dict[str, object]:
         "name": model.name,
         "versions": ", ".join(model.names),
         "how": version.describe(),
-        "has_processor": version.processor is not None,
+        "takes": _taken(model) if version.processor is not None else '{"inputs": {name: nested lists}}',
+        "streams": isinstance(version.processor, StreamingProcessor),
         "inputs": [(spec.name, NAMES[spec.dtype], _axes(spec)) for spec in version.signature.inputs],
         "outputs": [(spec.name, NAMES[spec.dtype], _axes(spec)) for spec in version.signature.outputs],
         "example": _infer_example(model),

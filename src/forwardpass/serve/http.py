@@ -11,8 +11,9 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from http import HTTPStatus
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Protocol, TypeAlias, cast
 
 import httptools
 import msgspec
@@ -22,7 +23,7 @@ from forwardpass.serve.settings import ServeSettings
 if TYPE_CHECKING:
     from forwardpass.serve.connections import Connections
 
-__all__ = ["Exchange", "Handler", "HttpConnection", "Response"]
+__all__ = ["Answer", "BodyStream", "Exchange", "Handler", "HttpConnection", "Response", "StreamingResponse"]
 
 MAX_PIPELINED = 16
 """Requests of one connection that may be open at once; further ones wait in the socket."""
@@ -46,6 +47,28 @@ class Response(msgspec.Struct, frozen=True, kw_only=True):
     content_type: str = JSON
 
 
+class BodyStream(Protocol):
+    """A body that is made while it is sent. It is asked for a piece only when the client has room for one."""
+
+    def pull(self, give: Callable[[bytes | None], None]) -> None:
+        """Call `give` once, later and on the event loop, with the next piece, or with None after the last."""
+
+    def close(self) -> None:
+        """Stop: the client has left. A piece that was asked for may still be given."""
+
+
+class StreamingResponse(msgspec.Struct, frozen=True, kw_only=True):
+    """A status, headers, and a body that comes piece by piece."""
+
+    status: int
+    stream: BodyStream
+    content_type: str
+    headers: tuple[tuple[str, str], ...] = ()
+
+
+Answer: TypeAlias = Response | StreamingResponse
+
+
 class Exchange:
     """One request and the place for its response."""
 
@@ -61,39 +84,45 @@ class Exchange:
         "method",
         "on_abandoned",
         "refusal",
+        "takes_chunks",
         "target",
     )
 
     def __init__(self, connection: HttpConnection) -> None:
         self._connection = connection
-        self._response: Response | None = None
+        self._response: Answer | None = None
         self.begun_s = time.monotonic()
         self.method = b""
         self.target = b""
         self.headers: dict[bytes, bytes] = {}
         self.body = b""
         self.keeps_alive = True
+        self.takes_chunks = True
         self.is_head = False
         self.is_abandoned = False
         self.on_abandoned: Callable[[], None] | None = None
         self.refusal: Response | None = None
 
     @property
-    def response(self) -> Response | None:
+    def response(self) -> Answer | None:
         """The answer, once there is one."""
         return self._response
 
     def abandon(self) -> None:
         """Note that the client has left, and tell whoever works on the answer."""
         self.is_abandoned = True
-        if self._response is None and self.on_abandoned is not None:
+        if isinstance(self._response, StreamingResponse):
+            self._response.stream.close()
+        elif self._response is None and self.on_abandoned is not None:
             self.on_abandoned()
 
-    def respond(self, response: Response) -> None:
+    def respond(self, response: Answer) -> None:
         """Answer; written when every earlier request of the connection has its answer."""
         if self._response is None:
             self._response = response
             self._connection.flush()
+        if self.is_abandoned and isinstance(response, StreamingResponse):
+            response.stream.close()
 
 
 Handler = Callable[[Exchange], None]
@@ -115,6 +144,7 @@ class HttpConnection(asyncio.Protocol):
         self._chunks: list[bytes] = []
         self._num_body_bytes = self._num_header_bytes = self._num_unparsed_bytes = self._num_begun = 0
         self._is_paused = self._is_refused = self._is_closing = False
+        self._is_streaming = self._is_pulling = False
         self._can_write = self._is_in_headers = False
         self._deadline_s = 0.0
         self._timer: asyncio.TimerHandle | None = None
@@ -210,6 +240,7 @@ class HttpConnection(asyncio.Protocol):
         exchange.method = self._parser.get_method()
         exchange.is_head = exchange.method == b"HEAD"
         exchange.keeps_alive = self._parser.should_keep_alive()
+        exchange.takes_chunks = self._parser.get_http_version() == "1.1"
         announced = exchange.headers.get(b"content-length", b"0")
         if announced.isdigit() and int(announced) > self._settings.max_body_bytes:
             self._refuse_body()
@@ -260,6 +291,9 @@ class HttpConnection(asyncio.Protocol):
     def flush(self) -> None:
         """Write the answers that are due, in the order of the requests."""
         while self._open and self._can_write and (response := self._open[0].response) is not None:
+            if isinstance(response, StreamingResponse):
+                self._go_on_streaming(self._open[0], response)
+                break
             exchange = self._open.popleft()
             is_last = self._connections.are_closing and self.is_idle
             keeps_alive = exchange.keeps_alive and not is_last
@@ -273,6 +307,37 @@ class HttpConnection(asyncio.Protocol):
             self._wait(self._settings.keep_alive_s if self._incoming is None else self._settings.body_timeout_s)
         if self._is_paused:
             self._steer_reading()
+
+    def _go_on_streaming(self, exchange: Exchange, response: StreamingResponse) -> None:
+        """Begin an answer that is made while it is sent, or ask for its next piece; there is never more than one."""
+        if not self._is_streaming:
+            self._is_streaming = True
+            exchange.keeps_alive = exchange.keeps_alive and exchange.takes_chunks and not self._connections.are_closing
+            self._transport.write(_render_head(response, exchange))
+        if not (self._is_pulling or self._is_closing):
+            self._is_pulling = True
+            response.stream.pull(partial(self._on_piece, exchange, response))
+
+    def _on_piece(self, exchange: Exchange, response: StreamingResponse, piece: bytes | None) -> None:
+        self._is_pulling = False
+        if self._is_closing:
+            return
+        if piece:
+            self._transport.write(b"%x\r\n%b\r\n" % (len(piece), piece) if exchange.takes_chunks else piece)
+        elif piece is None:
+            self._end_streaming(exchange, response)
+        if not self._is_closing:
+            self.flush()
+
+    def _end_streaming(self, exchange: Exchange, response: StreamingResponse) -> None:
+        self._is_streaming = False
+        if exchange.takes_chunks:
+            self._transport.write(b"0\r\n\r\n")
+        self._open.popleft()
+        if self._settings.log_requests:
+            _log(exchange, response)
+        if not exchange.keeps_alive or (self._connections.are_closing and self.is_idle):
+            self._hang_up()
 
     def close(self) -> None:
         """Close once everything is written."""
@@ -369,7 +434,18 @@ def _render(response: Response, *, keeps_alive: bool, is_head: bool) -> bytes:
     return head if is_head else head + response.body
 
 
-def _log(exchange: Exchange, response: Response) -> None:
+def _render_head(response: StreamingResponse, exchange: Exchange) -> bytes:
+    lines = [
+        f"HTTP/1.1 {response.status} {_REASONS[response.status]}",
+        f"content-type: {response.content_type}",
+        *(["transfer-encoding: chunked"] if exchange.takes_chunks else []),
+        *(f"{name}: {value}" for name, value in response.headers),
+        *([] if exchange.keeps_alive else ["connection: close"]),
+    ]
+    return "\r\n".join(lines).encode("latin-1") + b"\r\n\r\n"
+
+
+def _log(exchange: Exchange, response: Answer) -> None:
     """Note what was asked and how it went; a path that is not a route could be anything, and is left out."""
     fields = {
         "method": exchange.method.decode("latin-1"),

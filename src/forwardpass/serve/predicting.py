@@ -12,14 +12,17 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from forwardpass.core.protocols import Processor
+from forwardpass.core.protocols import Processor, StreamingProcessor
 from forwardpass.core.tensors import Array, Signature
 from forwardpass.errors import MalformedRequest, NotReady, Overloaded, RequestError
 from forwardpass.protocol import decode_tensor
+from forwardpass.serve.dispatching import Answer
+from forwardpass.serve.forms import check_is_json, decode_fields, file_fields
 from forwardpass.serve.http import Exchange
 from forwardpass.serve.models import Model
 from forwardpass.serve.responses import error_response, json_response, message_response
 from forwardpass.serve.rest import header_timeout_s
+from forwardpass.serve.streaming import EventStream, events_response, wants_events
 from forwardpass.serve.versions import ModelVersion
 
 __all__ = ["PredictRoutes"]
@@ -27,6 +30,9 @@ __all__ = ["PredictRoutes"]
 NUM_THREADS = 2
 MAX_PROCESSING = 256
 """Requests that may be with a processor at once; further ones are refused."""
+
+MAX_STREAMS = 256
+"""Answers that may be sent piece by piece at once."""
 
 log = logging.getLogger("forwardpass.serve")
 
@@ -38,6 +44,7 @@ class PredictRoutes:
         self._loop = asyncio.get_running_loop()
         self._threads = ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="processor")
         self._num_processing = 0
+        self._streams: set[EventStream] = set()
 
     def predict(self, model: Model, version: str | None, exchange: Exchange) -> None:
         """Answer an object of named fields."""
@@ -51,12 +58,19 @@ class PredictRoutes:
             chosen.failed(error)
             raise
 
+    def end_streams(self) -> None:
+        """Tell the readers of streams that theirs end here."""
+        for stream in tuple(self._streams):
+            stream.stop(NotReady(reason="it is stopping"))
+
     def close(self) -> None:
         """Let the threads go."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     def _predict_tensors(self, model: Model, version: ModelVersion, exchange: Exchange) -> None:
         """Answer `{"inputs": {name: nested list}}` for a model without a processor."""
+        check_is_json(_header(exchange, b"content-type"))
+        wants_events(_header(exchange, b"accept"), are_available=False)
         tensors = _decode_inputs(exchange.body, version.signature)
         num_rows = version.signature.validate(tensors)
 
@@ -71,20 +85,25 @@ class PredictRoutes:
         exchange.on_abandoned = model.submit(version, tensors, num_rows, answer, timeout_s=timeout_s)
 
     def _process(self, model: Model, version: ModelVersion, processor: Processor, exchange: Exchange) -> None:
-        fields = _decode_object(exchange.body)
         timeout_s = header_timeout_s(exchange.headers)
+        accept = _header(exchange, b"accept")
+        events = wants_events(accept, are_available=isinstance(processor, StreamingProcessor))
+        if events and len(self._streams) >= MAX_STREAMS:
+            raise Overloaded(retry_after_s=1.0, reason=f"{len(self._streams)} answers are being streamed")
         if self._num_processing >= MAX_PROCESSING:
             raise Overloaded(retry_after_s=1.0, reason=f"{self._num_processing} requests are being prepared")
         self._num_processing += 1
         version.num_open += 1
-        prepared = self._loop.run_in_executor(self._threads, processor.encode, fields)
-        prepared.add_done_callback(partial(self._on_prepared, model, version, exchange, timeout_s))
+        prepared = self._loop.run_in_executor(self._threads, _encode, processor, exchange)
+        answer = partial(self._stream_later if events else self._decode_later, version, exchange)
+        prepared.add_done_callback(partial(self._on_prepared, model, version, exchange, answer, timeout_s))
 
     def _on_prepared(
         self,
         model: Model,
         version: ModelVersion,
         exchange: Exchange,
+        answer: Answer,
         timeout_s: float | None,
         prepared: asyncio.Future[dict[str, Array]],
     ) -> None:
@@ -95,7 +114,6 @@ class PredictRoutes:
             if exchange.is_abandoned:
                 return
             num_rows = version.signature.validate(tensors)
-            answer = partial(self._decode_later, version, exchange)
             exchange.on_abandoned = model.submit(version, tensors, num_rows, answer, timeout_s=timeout_s)
         except asyncio.CancelledError:
             exchange.respond(error_response(NotReady(reason="it is stopping")))
@@ -118,17 +136,29 @@ class PredictRoutes:
         decoded = self._loop.run_in_executor(self._threads, version.processor.decode, outputs)
         decoded.add_done_callback(partial(_respond_decoded, exchange))
 
+    def _stream_later(
+        self, version: ModelVersion, exchange: Exchange, result: Mapping[str, Array] | RequestError
+    ) -> None:
+        """Let the processor put the outputs into words piece by piece, as the client takes them."""
+        if isinstance(result, RequestError):
+            exchange.respond(error_response(result))
+            return
+        assert isinstance(version.processor, StreamingProcessor), "only requests of such a processor come here"
+        outputs = {name: array.copy() for name, array in result.items()}
+        stream = EventStream(partial(version.processor.stream, outputs), self._threads)
+        self._streams.add(stream)
+        stream.on_end = partial(self._streams.discard, stream)
+        exchange.respond(events_response(stream))
 
-def _decode_object(body: bytes) -> dict[str, object]:
-    try:
-        fields = msgspec.json.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise MalformedRequest(reason=str(error)) from error
-    except RecursionError as error:
-        raise MalformedRequest(reason="it is nested too deeply") from error
-    if not isinstance(fields, dict):
-        raise MalformedRequest(reason="the body must be a JSON object")
-    return fields
+
+def _encode(processor: Processor, exchange: Exchange) -> dict[str, Array]:
+    """Read the body and let the processor make tensors of it; a large form is too much work for the event loop."""
+    fields = decode_fields(exchange.body, _header(exchange, b"content-type"), file_fields(processor))
+    return processor.encode(fields)
+
+
+def _header(exchange: Exchange, name: bytes) -> str:
+    return exchange.headers.get(name, b"").decode("latin-1")
 
 
 class _Inputs(msgspec.Struct, forbid_unknown_fields=True):

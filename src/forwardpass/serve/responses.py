@@ -11,6 +11,7 @@ from forwardpass.errors import (
     ForwardpassError,
     InputRejected,
     MalformedRequest,
+    NotAcceptable,
     NotFound,
     NotReady,
     Overloaded,
@@ -19,6 +20,7 @@ from forwardpass.errors import (
     RequestQuarantined,
     TensorMismatch,
     Unauthorized,
+    UnsupportedMediaType,
 )
 from forwardpass.serve.http import Response
 
@@ -31,7 +33,9 @@ STATUSES: tuple[tuple[type[ForwardpassError], int, str], ...] = (
     (Unauthorized, 401, "UNAUTHENTICATED"),
     (Forbidden, 403, "PERMISSION_DENIED"),
     (NotFound, 404, "NOT_FOUND"),
+    (NotAcceptable, 406, "INVALID_ARGUMENT"),
     (BodyTooLarge, 413, "RESOURCE_EXHAUSTED"),
+    (UnsupportedMediaType, 415, "INVALID_ARGUMENT"),
     (RequestQuarantined, 422, "FAILED_PRECONDITION"),
     (Overloaded, 429, "RESOURCE_EXHAUSTED"),
     (RateLimited, 429, "RESOURCE_EXHAUSTED"),

@@ -94,6 +94,8 @@ class Server:
             self._listener.close()
         await self.repository.stop()
         await self._stop_grpc(0.0)
+        self._application.end_streams()
+        await asyncio.sleep(0)  # the last event is written; now comes the end of the body
         self._connections.close_all()
         self._application.close()
 
