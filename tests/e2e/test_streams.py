@@ -178,8 +178,8 @@ def test_a_client_of_http_1_0_gets_no_chunks_and_the_end_of_the_connection(serve
 @pytest.mark.parametrize(
     ("politely", "said"),
     [
-        (False, {"error": "the processor failed on this answer", "slug": "request"}),
-        (True, {"error": "Malformed request: no more.", "slug": "malformed-request"}),
+        (False, {"error": "the processor failed on this answer"}),
+        (True, {"error": "Malformed request: no more.", "slug": "malformed-request", "facts": {"reason": "no more"}}),
     ],
 )
 def test_an_error_in_the_middle_is_the_last_event(served: RunningServer, politely: bool, said: object) -> None:
@@ -196,7 +196,7 @@ def test_an_error_in_the_middle_is_the_last_event(served: RunningServer, politel
 
 def test_an_error_before_the_start_is_an_ordinary_answer(served: RunningServer) -> None:
     answer = served.ask("POST", PREDICT, b"[]", {"accept": "text/event-stream"})
-    assert (answer.status, answer.json) == (400, {"error": "Malformed request: the body must be a JSON object."})
+    assert (answer.status, answer.json["error"]) == (400, "Malformed request: the body must be a JSON object.")
 
 
 def test_a_reader_that_stops_holds_up_the_generator_and_closes_it_by_leaving(served: RunningServer) -> None:
@@ -258,5 +258,5 @@ def test_stopping_waits_for_a_stream(bundle: Path) -> None:
 
 
 def test_after_the_grace_time_a_stream_is_told_that_it_ends(bundle: Path) -> None:
-    last = run_while_stopping(bundle, serve_settings(grace_s=0.3), goes_on=False)[-1]
-    assert last == ("error", {"error": "The server is not ready: it is stopping.", "slug": "not-ready"})
+    name, document = run_while_stopping(bundle, serve_settings(grace_s=0.3), goes_on=False)[-1]
+    assert (name, document["error"]) == ("error", "The server is not ready: it is stopping.")

@@ -24,7 +24,15 @@ from forwardpass.errors import (
 )
 from forwardpass.serve.http import Response
 
-__all__ = ["STATUSES", "error_response", "grpc_code", "json_response", "message_response", "not_allowed"]
+__all__ = [
+    "STATUSES",
+    "error_document",
+    "error_response",
+    "grpc_code",
+    "json_response",
+    "message_response",
+    "not_allowed",
+]
 
 STATUSES: tuple[tuple[type[ForwardpassError], int, str], ...] = (
     (MalformedRequest, 400, "INVALID_ARGUMENT"),
@@ -69,8 +77,12 @@ def error_response(error: ForwardpassError) -> Response:
         headers = (("retry-after", "1"),)
     elif isinstance(error, Unauthorized):
         headers = (("www-authenticate", "Bearer"),)
-    body = {"error": str(error), "slug": error.slug, "facts": vars(error)}
-    return Response(status=status, body=_encode(body), headers=headers)
+    return Response(status=status, body=_encode(error_document(error)), headers=headers)
+
+
+def error_document(error: ForwardpassError) -> dict[str, object]:
+    """Return what the body of an error says."""
+    return {"error": str(error), "slug": error.slug, "facts": vars(error)}
 
 
 def grpc_code(error: ForwardpassError) -> str:

@@ -10,8 +10,9 @@ from contextlib import suppress
 
 import msgspec
 
-from forwardpass.errors import NotAcceptable, RequestError
+from forwardpass.errors import NotAcceptable, NotReady, RequestError
 from forwardpass.serve.http import StreamingResponse
+from forwardpass.serve.responses import error_document
 
 __all__ = ["EVENTS", "EventStream", "events_response", "wants_events"]
 
@@ -65,7 +66,7 @@ class EventStream:
 
     def stop(self, error: RequestError) -> None:
         """Let `error` be the last event, now if the client waits for one, or else when it asks for the next."""
-        self._last = _event("error", {"error": str(error), "slug": error.slug})
+        self._last = _event("error", error_document(error))
         if self._give is not None:
             self._finish(self._last)
 
@@ -94,12 +95,12 @@ class EventStream:
         try:
             event = work.result()
         except RequestError as error:
-            return _event("error", {"error": str(error), "slug": error.slug}), True
+            return _event("error", error_document(error)), True
         except asyncio.CancelledError:
-            return _event("error", {"error": "The server is stopping.", "slug": "not-ready"}), True
+            return _event("error", error_document(NotReady(reason="it is stopping"))), True
         except Exception:
             log.exception("the processor failed in the middle of an answer")
-            return _event("error", {"error": "the processor failed on this answer", "slug": "request"}), True
+            return _event("error", {"error": "the processor failed on this answer"}), True
         if event is None:
             return _event("done", {"num_events": self._num_events}), True
         return event, False
