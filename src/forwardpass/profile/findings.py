@@ -6,7 +6,7 @@ Knows no runtime and no clock: answers come in, a verdict comes out.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -16,12 +16,14 @@ from forwardpass.core.variants import BatchInvariance
 from forwardpass.profile.audits import MAX_DIFFERENCE
 from forwardpass.profile.cases import Block, Case, Stage
 
-__all__ = ["Difference", "Findings", "RowId", "compare"]
+__all__ = ["Difference", "Findings", "RowId", "compare", "typical_norms"]
 
 MAX_KEPT_BYTES = 256 << 20
 """For answers that a later one at the same batch size is compared with. Beyond it they are compared with the row alone,
 which can only make a verdict more careful."""
 LIKE_ALONE = b""
+LEAST_NORM = 1e-12
+"""What `relative_error` divides by where the reference is zero."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +65,7 @@ class Findings:
         self._alone = alone
         self._alone_bytes = {row: _bytes_of(answer) for row, answer in alone.items()}
         self._sizes: dict[int, _Size] = {1: _Size(marks=dict.fromkeys(alone, LIKE_ALONE), is_finished=True)}
+        self._typical_norms = typical_norms(alone.values())
         self._kept: dict[tuple[int, RowId], Tensors] = {}
         self._room_bytes = MAX_KEPT_BYTES
         self._is_bitwise = True
@@ -133,18 +136,21 @@ class Findings:
         if first != mark:
             size.is_consistent = False
             reference = self._kept.get((case.batch_size, row), self._alone[row])
-            self._is_mixing = self._is_mixing or not compare(answer, reference).is_rounding
+            self._is_mixing = self._is_mixing or not self._compare(answer, reference).is_rounding
         elif mark != LIKE_ALONE:
             self._keep(case.batch_size, row, answer, len(content))
 
     def _add_difference(self, size: _Size, row: RowId, answer: Tensors, where: str) -> None:
         self._is_bitwise = False
-        found = compare(answer, self._alone[row])
+        found = self._compare(answer, self._alone[row])
         self.num_flips += found.is_flip
         self._is_rounding = self._is_rounding and found.is_rounding
         size.max_error = max(size.max_error, found.error)
         if found.error > self.max_difference or not self.worst_case:
             self.max_difference, self.worst_case = found.error, where
+
+    def _compare(self, answer: Tensors, reference: Tensors) -> Difference:
+        return compare(answer, reference, self._typical_norms)
 
     def _keep(self, batch_size: int, row: RowId, answer: Tensors, num_bytes: int) -> None:
         if (batch_size, row) not in self._kept and num_bytes <= self._room_bytes:
@@ -152,16 +158,44 @@ class Findings:
             self._kept[batch_size, row] = {name: array.copy() for name, array in answer.items()}
 
 
-def compare(answer: Tensors, reference: Tensors) -> Difference:
-    """Return the greatest difference over all outputs of one row."""
+def typical_norms(answers: Iterable[Tensors]) -> dict[str, float]:
+    """Return the median norm of every output over the answers to single rows."""
+    norms: dict[str, list[float]] = {}
+    for answer in answers:
+        for name, array in answer.items():
+            norms.setdefault(name, []).append(_norm(array))
+    return {name: float(np.median(found)) for name, found in norms.items()}
+
+
+def compare(answer: Tensors, reference: Tensors, typical: Mapping[str, float]) -> Difference:
+    """Return the greatest difference over all outputs of one row.
+
+    The error is relative to the norm of the reference, or to a typical norm of that output if that is greater: where a
+    score is nearly zero because large numbers cancel, their rounding is not small beside it.
+    """
     # Here and not above: forwardpass.predict is no part of what a cold start imports.
     from forwardpass.predict.golden import relative_error
 
-    pairs = [(answer[name], array) for name, array in reference.items() if answer[name].tobytes() != array.tobytes()]
+    pairs = [
+        (name, answer[name], array) for name, array in reference.items() if answer[name].tobytes() != array.tobytes()
+    ]
     return Difference(
-        error=max((relative_error(ours, theirs) for ours, theirs in pairs), default=0.0),
-        is_flip=any(_decides_otherwise(ours, theirs) for ours, theirs in pairs),
+        error=max(
+            (relative_error(ours, theirs) * _shrink(theirs, typical[name]) for name, ours, theirs in pairs), default=0.0
+        ),
+        is_flip=any(_decides_otherwise(ours, theirs) for _, ours, theirs in pairs),
     )
+
+
+def _shrink(reference: Array, typical_norm: float) -> float:
+    """Return what turns an error relative to a reference into one relative to something greater."""
+    norm = max(_norm(reference), LEAST_NORM)
+    return norm / max(norm, typical_norm)
+
+
+def _norm(array: Array) -> float:
+    finite = array[np.isfinite(array)].astype(np.float64)
+    return float(np.linalg.norm(finite))
 
 
 def _bytes_of(answer: Tensors) -> bytes:

@@ -23,7 +23,7 @@ from forwardpass.core.tensors import Array, Signature, Tensors, concatenate_rows
 from forwardpass.core.variants import BatchInvariance
 from forwardpass.profile.audits import AnswerDigest, InvarianceAudit, PaddingFinding
 from forwardpass.profile.cases import Block, Case, Neighbours, PoolShape, Stage, plan_audit
-from forwardpass.profile.findings import Difference, Findings, RowId, compare
+from forwardpass.profile.findings import Difference, Findings, RowId, compare, typical_norms
 from forwardpass.profile.gaps import describe_gaps
 from forwardpass.profile.lengths import (
     LengthAxis,
@@ -308,7 +308,7 @@ def _pad_rows(bench: _Bench, found: LengthAxis, sizes: Sequence[int]) -> Iterato
             answer = crop_answer(_row(answers, size - 1), alone)
             is_same = all(answer[name].tobytes() == array.tobytes() for name, array in alone.items())
             where = f"{short} of {length} positions, {'alone' if size == 1 else f'in a batch of {size}'}"
-            yield _Padded(difference=compare(answer, alone), where="" if is_same else where)
+            yield _Padded(difference=compare(answer, alone, typical_norms([alone])), where="" if is_same else where)
 
 
 # --- small things --------------------------------------------------------------------------------------------------

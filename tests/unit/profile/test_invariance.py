@@ -132,6 +132,17 @@ def test_sizes_that_agree_on_garbage_are_no_sizes_to_pad_to() -> None:
     assert found.exact_batch_sizes == ()
 
 
+def test_a_score_that_is_nearly_zero_by_cancellation_may_move_as_much_as_others_round() -> None:
+    def cancelling(x: Array) -> Array:
+        y = row_by_row(x)
+        y[np.abs(x[:, 0]) < 0.3] *= np.float32(1e-6)
+        return y + np.float32(ROUNDING * (len(x) > 1))
+
+    found = audit(cancelling)
+    assert found.max_difference < 1e-4
+    assert found.verdict is BatchInvariance.FIXED_SHAPES
+
+
 def test_a_runtime_that_rolls_dice_is_interference() -> None:
     generator = np.random.default_rng(2)
 
