@@ -214,10 +214,11 @@ def compare(folder: Path, num_rounds: int, counts: dict[str, int]) -> dict[str, 
                     client.stdin.flush()
                     results[size][name].append(float(client.stdout.readline()))
     finally:
-        for process in (*clients.values(), server):
-            process.terminate()
-        for process in (*clients.values(), server):
-            process.wait(timeout=30)
+        for client in clients.values():
+            client.terminate()
+            client.wait(timeout=30)
+        server.terminate()
+        server.wait(timeout=30)
     return results
 
 

@@ -10,7 +10,18 @@ import pytest
 
 from tests.models import mlp_calls, write_bundle, write_mlp
 
-HEAVY = ("torch", "onnx", "transformers", "tokenizers", "click", "rich", "jinja2", "prometheus_client", "grpc")
+HEAVY = (
+    "torch",
+    "onnx",
+    "transformers",
+    "tokenizers",
+    "click",
+    "rich",
+    "jinja2",
+    "prometheus_client",
+    "grpc",
+    "opentelemetry",
+)
 
 SERVE = """
 import asyncio, sys

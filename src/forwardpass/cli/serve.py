@@ -59,6 +59,14 @@ __all__ = ["command"]
 @click.option(
     "--tls-client-ca", type=click.Path(path_type=Path), metavar="PEM", help="Clients need a certificate of this CA."
 )
+@click.option("--otlp", default=None, metavar="URL", help="Send traces to this OpenTelemetry collector (OTLP/HTTP).")
+@click.option(
+    "--trace-sample",
+    type=click.FloatRange(min=0.0, max=1.0),
+    default=None,
+    metavar="SHARE",
+    help="Share of the requests to trace; default: all.",
+)
 @click.option(
     "--log-format", type=click.Choice(["text", "json"]), default="text", show_default=True, help="How to log."
 )

@@ -21,6 +21,7 @@ from forwardpass.serve.predicting import PredictRoutes
 from forwardpass.serve.repository import Repository
 from forwardpass.serve.responses import error_response, json_response, message_response, not_allowed
 from forwardpass.serve.rest import EXTENSIONS, InferRoutes
+from forwardpass.serve.tracing import Tracer
 
 __all__ = ["Application", "Endpoint"]
 
@@ -41,12 +42,19 @@ class Application:
     """Answers exchanges for all models. Everything runs on the event loop but processors, which have threads."""
 
     def __init__(
-        self, repository: Repository, gate: Gate, *, max_body_bytes: int, is_draining: Callable[[], bool]
+        self,
+        repository: Repository,
+        gate: Gate,
+        *,
+        max_body_bytes: int,
+        is_draining: Callable[[], bool],
+        tracer: Tracer | None = None,
     ) -> None:
         self._repository = repository
         self._gate = gate
         self._max_body_bytes = max_body_bytes
         self._is_draining = is_draining
+        self._tracer = tracer
         self._infer = InferRoutes()
         self._predict = PredictRoutes()
         self._control = ControlRoutes(repository)
@@ -126,9 +134,13 @@ class Application:
             endpoint = self._find(exchange)
             if isinstance(endpoint, Response):
                 exchange.respond(endpoint)
-            else:
-                endpoint.handler(exchange)
+                return
+            if self._tracer is not None and endpoint.scope is Scope.INFER:
+                exchange.trace = self._tracer.begin("infer", exchange.headers, begun_s=exchange.begun_s)
+            endpoint.handler(exchange)
         except ForwardpassError as error:
+            if exchange.trace is not None:
+                exchange.trace.failed(error)
             exchange.respond(error_response(error))
         except Exception:
             log.exception("a request could not be handled")

@@ -61,6 +61,8 @@ class _Server(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     header_timeout: _Seconds | None = None
     body_timeout: _Seconds | None = None
     keep_alive: _Seconds | None = None
+    otlp: str | None = None
+    trace_sample: Annotated[float, msgspec.Meta(ge=0, le=1)] | None = None
 
 
 _SETTINGS = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeAlias
@@ -32,6 +33,7 @@ from forwardpass.serve.repository import Repository
 from forwardpass.serve.responses import grpc_code
 from forwardpass.serve.rest import EXTENSIONS, describe_config, describe_model, shorter
 from forwardpass.serve.settings import ServeSettings
+from forwardpass.serve.tracing import Trace, Tracer
 from forwardpass.serve.versions import ModelVersion
 
 __all__ = ["GrpcFront"]
@@ -68,8 +70,15 @@ class GrpcFront:
     """Answers the protocol's gRPC service and the standard health service."""
 
     def __init__(
-        self, repository: Repository, gate: Gate, settings: ServeSettings, *, is_ready: Callable[[], bool]
+        self,
+        repository: Repository,
+        gate: Gate,
+        settings: ServeSettings,
+        *,
+        is_ready: Callable[[], bool],
+        tracer: Tracer | None = None,
     ) -> None:
+        self._tracer = tracer
         self._repository = repository
         self._gate = gate
         self._settings = settings
@@ -222,6 +231,23 @@ class GrpcFront:
     # --- inference
 
     async def _infer(self, request: Any, context: Context) -> Any:
+        if self._tracer is None:
+            return await self._run(request, context, None)
+        trace = self._tracer.begin("infer", _headers(context), begun_s=time.monotonic())
+        try:
+            answer = await self._run(request, context, trace)
+        except BaseException as error:
+            if trace is not None and isinstance(error, ForwardpassError):
+                trace.failed(error)
+                trace.end(is_error=grpc_code(error) == "INTERNAL")
+            elif trace is not None:
+                trace.abandoned()
+            raise
+        if trace is not None:
+            trace.end(is_error=False)
+        return answer
+
+    async def _run(self, request: Any, context: Context, trace: Trace | None) -> Any:
         model = self._model(request.model_name)
         version = model.version(request.model_version or None)
         try:
@@ -241,7 +267,7 @@ class GrpcFront:
 
         timeout_s = shorter(context.time_remaining(), call.timeout_s)
         give_up = model.submit(
-            version, call.tensors, call.num_rows, answer, timeout_s=timeout_s, priority=call.priority
+            version, call.tensors, call.num_rows, answer, timeout_s=timeout_s, priority=call.priority, trace=trace
         )
         try:
             return await done

@@ -22,6 +22,7 @@ from forwardpass.serve.settings import ServeSettings
 
 if TYPE_CHECKING:
     from forwardpass.serve.connections import Connections
+    from forwardpass.serve.tracing import Trace
 
 __all__ = ["Answer", "BodyStream", "Exchange", "Handler", "HttpConnection", "Response", "StreamingResponse"]
 
@@ -86,6 +87,7 @@ class Exchange:
         "refusal",
         "takes_chunks",
         "target",
+        "trace",
     )
 
     def __init__(self, connection: HttpConnection) -> None:
@@ -102,6 +104,7 @@ class Exchange:
         self.is_abandoned = False
         self.on_abandoned: Callable[[], None] | None = None
         self.refusal: Response | None = None
+        self.trace: Trace | None = None
 
     @property
     def response(self) -> Answer | None:
@@ -111,6 +114,8 @@ class Exchange:
     def abandon(self) -> None:
         """Note that the client has left, and tell whoever works on the answer."""
         self.is_abandoned = True
+        if self.trace is not None and self._response is None:
+            self.trace.abandoned()
         if isinstance(self._response, StreamingResponse):
             self._response.stream.close()
         elif self._response is None and self.on_abandoned is not None:
@@ -120,6 +125,8 @@ class Exchange:
         """Answer; written when every earlier request of the connection has its answer."""
         if self._response is None:
             self._response = response
+            if self.trace is not None:
+                self.trace.answered(response.status)
             self._connection.flush()
         if self.is_abandoned and isinstance(response, StreamingResponse):
             response.stream.close()

@@ -78,6 +78,9 @@ class ModelMetrics:
         self.failed_s = 0.0
         self.last_s = 0.0
         """When the last answer was given, in seconds since 1970."""
+        self.latest_queue_s = self.latest_compute_s = 0.0
+        self.latest_rows = 0
+        """Of the request that is being answered, and of its batch; for traces."""
 
     def closed(self, reason: Closed) -> None:
         """A batch was closed."""
@@ -85,6 +88,7 @@ class ModelMetrics:
 
     def batch(self, num_rows: int, compute_s: float) -> None:
         """A batch has run."""
+        self.latest_rows, self.latest_compute_s = num_rows, compute_s
         self.compute.observe(compute_s)
         self.batch_rows.observe(num_rows)
         size = self.by_size.get(num_rows)
@@ -95,6 +99,7 @@ class ModelMetrics:
 
     def queued(self, seconds: float) -> None:
         """A request waited so long before it ran."""
+        self.latest_queue_s = seconds
         self.queue.observe(seconds)
 
     def finished(self, result: Mapping[str, Array] | RequestError, seconds: float, num_rows: int) -> None:

@@ -15,6 +15,7 @@ from forwardpass.errors import NotFound, RequestError
 from forwardpass.serve.batching import LOWEST_PRIORITY, NORMAL_PRIORITY
 from forwardpass.serve.dispatching import Answer
 from forwardpass.serve.settings import ModelSettings
+from forwardpass.serve.tracing import Trace
 from forwardpass.serve.versions import ModelVersion
 
 __all__ = ["Model", "ModelConfig", "Traffic"]
@@ -110,12 +111,15 @@ class Model:
         *,
         timeout_s: float | None = None,
         priority: int = NORMAL_PRIORITY,
+        trace: Trace | None = None,
     ) -> Callable[[], None]:
         """Queue a request for `version`, and a copy of it for the shadow; the returned function gives it up.
 
         Raises:
             RequestError: it is refused.
         """
+        if trace is not None:
+            answer = trace.watch(answer, version.metrics, model=self.name, version=version.number, num_rows=num_rows)
         if self._shadow is None or version is self._shadow:
             return version.submit(tensors, num_rows, answer, timeout_s=timeout_s, priority=priority)
         comparison = _Comparison(self._shadow)

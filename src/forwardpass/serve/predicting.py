@@ -82,7 +82,9 @@ class PredictRoutes:
                 exchange.respond(json_response({"outputs": outputs}))
 
         timeout_s = header_timeout_s(exchange.headers)
-        exchange.on_abandoned = model.submit(version, tensors, num_rows, answer, timeout_s=timeout_s)
+        exchange.on_abandoned = model.submit(
+            version, tensors, num_rows, answer, timeout_s=timeout_s, trace=exchange.trace
+        )
 
     def _process(self, model: Model, version: ModelVersion, processor: Processor, exchange: Exchange) -> None:
         timeout_s = header_timeout_s(exchange.headers)
@@ -114,7 +116,9 @@ class PredictRoutes:
             if exchange.is_abandoned:
                 return
             num_rows = version.signature.validate(tensors)
-            exchange.on_abandoned = model.submit(version, tensors, num_rows, answer, timeout_s=timeout_s)
+            exchange.on_abandoned = model.submit(
+                version, tensors, num_rows, answer, timeout_s=timeout_s, trace=exchange.trace
+            )
         except asyncio.CancelledError:
             exchange.respond(error_response(NotReady(reason="it is stopping")))
         except RequestError as error:

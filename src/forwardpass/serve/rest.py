@@ -50,7 +50,13 @@ class InferRoutes:
                 exchange.respond(Response(status=200, body=chosen.writer.write(result, call)))
 
         exchange.on_abandoned = model.submit(
-            chosen, call.tensors, call.num_rows, answer, timeout_s=timeout_s, priority=call.priority
+            chosen,
+            call.tensors,
+            call.num_rows,
+            answer,
+            timeout_s=timeout_s,
+            priority=call.priority,
+            trace=exchange.trace,
         )
 
     def metadata(self, model: Model, version: str | None, exchange: Exchange) -> None:

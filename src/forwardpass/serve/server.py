@@ -23,6 +23,7 @@ from forwardpass.serve.connections import Connections
 from forwardpass.serve.http import HttpConnection
 from forwardpass.serve.repository import Repository
 from forwardpass.serve.settings import ServeSettings
+from forwardpass.serve.tracing import open_tracer
 
 if TYPE_CHECKING:
     from forwardpass.serve.grpc_front import GrpcFront
@@ -52,8 +53,13 @@ class Server:
             grace_s=settings.grace_s,
             on_change=self._on_change,
         )
+        self._tracer = open_tracer(settings.otlp, sample=settings.trace_sample) if settings.otlp is not None else None
         self._application = Application(
-            self.repository, self._gate, max_body_bytes=settings.max_body_bytes, is_draining=lambda: self._is_draining
+            self.repository,
+            self._gate,
+            max_body_bytes=settings.max_body_bytes,
+            is_draining=lambda: self._is_draining,
+            tracer=self._tracer,
         )
 
     async def start(self) -> None:
@@ -98,6 +104,8 @@ class Server:
         await asyncio.sleep(0)  # the last event is written; now comes the end of the body
         self._connections.close_all()
         self._application.close()
+        if self._tracer is not None:
+            await asyncio.to_thread(self._tracer.close)
 
     @property
     def address(self) -> tuple[str, int]:
@@ -145,7 +153,9 @@ class Server:
             from forwardpass.serve.grpc_front import GrpcFront
         except ImportError as error:
             raise MissingExtra(package="grpcio", extra="grpc", purpose="to serve gRPC") from error
-        front = GrpcFront(self.repository, self._gate, self._settings, is_ready=lambda: self.is_ready)
+        front = GrpcFront(
+            self.repository, self._gate, self._settings, is_ready=lambda: self.is_ready, tracer=self._tracer
+        )
         await front.start()
         self._grpc = front
 

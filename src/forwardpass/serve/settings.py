@@ -49,6 +49,10 @@ class ServeSettings:
     client_ca: Path | None = None
     watch_s: float | None = None
     """How often to look for new versions of the models; None for never."""
+    otlp: str | None = None
+    """Address of a collector of traces (OTLP over HTTP); None for no traces."""
+    trace_sample: float = 1.0
+    """Share of the requests that are traced, of those that come without a trace of their own."""
     log_requests: bool = False
     """A line for every request: its route, status and time, nothing of its content."""
     max_body_bytes: int = 64 * 2**20
