@@ -17,7 +17,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from forwardpass import Client
 from forwardpass.errors import InvalidOption, TensorMismatch
 from forwardpass.serve.tracing import open_tracer
-from tests.e2e.serving import RunningServer, infer_body, serve_settings, serving
+from tests.e2e.serving import RunningServer, infer_body, post, serve_settings, serving
 from tests.models import mlp_calls, write_bundle, write_mlp, write_text_bundle
 
 PIXELS = np.full((2, 64), 1234.5, np.float32)
@@ -148,11 +148,12 @@ def test_refusals_say_their_kind_and_nothing_of_the_request(bundle: Path, collec
 
 def test_a_client_that_leaves_ends_its_span(bundle: Path, collector: Collector) -> None:
     def do(running: RunningServer) -> None:
-        with running.frozen_worker(), running.connect() as connection:
-            body = infer_body({"pixels": PIXELS})
-            head = f"POST /v2/models/mlp/infer HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n"
-            connection.sendall(head.encode() + body)
+        with running.frozen_worker():
+            connection = running.connect()
+            connection.sendall(post("/v2/models/mlp/infer", infer_body({"pixels": PIXELS})))
             running.wait_until_accepted(1)
+            connection.close()
+            running.ask("GET", "/v2/health/live")  # once this is answered, the server has seen the other one leave
         ask(running)
 
     spans = traced(bundle, collector, do)
