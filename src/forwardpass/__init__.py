@@ -14,14 +14,17 @@ from forwardpass.core.version import VERSION as __version__
 if TYPE_CHECKING:
     from forwardpass.client import AsyncClient, Client
     from forwardpass.core.slo import QualityFloor, Slo
+    from forwardpass.loadtest import Arrivals, LoadSettings, Scenario, TargetSettings
     from forwardpass.optimize import OptimizeSettings
     from forwardpass.predict import Predictor
     from forwardpass.profile import ProfileSettings
     from forwardpass.serve import ServeSettings
     from forwardpass.wiring import (
         convert_model,
+        find_capacity,
         inspect_bundle,
         load,
+        load_test,
         optimize_model,
         profile_model,
         serve_model,
@@ -29,17 +32,23 @@ if TYPE_CHECKING:
     )
 
 _HOMES = {
+    "Arrivals": "forwardpass.loadtest",
     "AsyncClient": "forwardpass.client",
     "Client": "forwardpass.client",
+    "LoadSettings": "forwardpass.loadtest",
     "OptimizeSettings": "forwardpass.optimize",
     "Predictor": "forwardpass.predict",
     "ProfileSettings": "forwardpass.profile",
     "QualityFloor": "forwardpass.core.slo",
+    "Scenario": "forwardpass.loadtest",
     "ServeSettings": "forwardpass.serve",
     "Slo": "forwardpass.core.slo",
+    "TargetSettings": "forwardpass.loadtest",
     "convert_model": "forwardpass.wiring",
+    "find_capacity": "forwardpass.wiring",
     "inspect_bundle": "forwardpass.wiring",
     "load": "forwardpass.wiring",
+    "load_test": "forwardpass.wiring",
     "optimize_model": "forwardpass.wiring",
     "profile_model": "forwardpass.wiring",
     "serve_model": "forwardpass.wiring",
@@ -47,18 +56,24 @@ _HOMES = {
 }
 
 __all__ = [
+    "Arrivals",
     "AsyncClient",
     "Client",
+    "LoadSettings",
     "OptimizeSettings",
     "Predictor",
     "ProfileSettings",
     "QualityFloor",
+    "Scenario",
     "ServeSettings",
     "Slo",
+    "TargetSettings",
     "__version__",
     "convert_model",
+    "find_capacity",
     "inspect_bundle",
     "load",
+    "load_test",
     "optimize_model",
     "profile_model",
     "serve_model",

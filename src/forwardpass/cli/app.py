@@ -15,7 +15,14 @@ import click
 import msgspec
 
 from forwardpass.core.version import VERSION
-from forwardpass.errors import BundleError, EnvironmentProblem, ForwardpassError, RequestError, UsageError
+from forwardpass.errors import (
+    BundleError,
+    EnvironmentProblem,
+    ForwardpassError,
+    RequestError,
+    ServerUnreachable,
+    UsageError,
+)
 
 __all__ = ["main"]
 
@@ -25,6 +32,7 @@ COMMANDS = {
     "optimize": "Make leaner variants, measure each, and choose one with reasons.",
     "ship": "Run the whole checklist: from a trained model to a bundle that can be served.",
     "serve": "Serve bundles, or a bare ONNX file, over HTTP and gRPC.",
+    "load": "Load a running server: latency, capacity within a target, goodput under overload.",
     "keys": "Make, list and remove API keys for a server.",
     "inspect": "Check a bundle and show what is in it.",
 }
@@ -33,6 +41,7 @@ COMMANDS = {
 EXIT_CODES: tuple[tuple[type[BaseException], int], ...] = (
     (UsageError, 2),
     (BundleError, 2),
+    (ServerUnreachable, 3),
     (RequestError, 2),
     (EnvironmentProblem, 3),
     (ForwardpassError, 1),

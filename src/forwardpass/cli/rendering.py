@@ -9,7 +9,7 @@ import msgspec
 
 from forwardpass.core.checklist import CheckLine, Verdict
 
-__all__ = ["SCHEMA_VERSION", "checklist_rows", "echo_json", "echo_table", "heading"]
+__all__ = ["SCHEMA_VERSION", "checklist_rows", "echo_json", "echo_table", "heading", "verdict_text"]
 
 SCHEMA_VERSION = 1
 """Of the documents that --json prints."""
@@ -35,11 +35,16 @@ def heading(text: str) -> None:
     click.echo(click.style(text, bold=True))
 
 
+def verdict_text(verdict: Verdict) -> str:
+    """Return the word of a verdict in its colour."""
+    return click.style(verdict.value, fg=_COLOURS[verdict], bold=verdict is Verdict.MISSED)
+
+
 def checklist_rows(lines: Sequence[CheckLine]) -> list[list[str]]:
     """Turn the checklist into rows; a step is named on its first line only."""
     rows, step = [], ""
     for line in lines:
-        verdict = click.style(line.verdict.value, fg=_COLOURS[line.verdict], bold=line.verdict is Verdict.MISSED)
+        verdict = verdict_text(line.verdict)
         limit = f"limit {line.limit}" if line.limit else ""
         rows.append([line.step if line.step != step else "", line.what, line.number, limit, verdict, line.note])
         step = line.step

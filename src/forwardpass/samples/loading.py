@@ -18,7 +18,7 @@ from forwardpass.core.samples import SampleGroup, Samples, SampleSplits, split_s
 from forwardpass.core.tensors import Array
 from forwardpass.errors import InvalidSamples, SourceNotFound
 
-__all__ = ["LABELS", "load_splits"]
+__all__ = ["LABELS", "load_samples", "load_splits"]
 
 LABELS = "labels"
 SPLITS = ("calibration", "validation", "test")
@@ -56,6 +56,24 @@ def load_splits(origin: str) -> SampleSplits:
     splits = SampleSplits(calibration=calibration, validation=validation, test=test)
     splits.check_disjoint(origin=origin)
     return splits
+
+
+def load_samples(origin: str) -> Samples:
+    """Load samples without dividing them, however few; of a folder that has the splits, those of the test.
+
+    Raises:
+        SourceNotFound: there is no such file or folder.
+        InvalidReference: `origin` is a `package.module:function` that leads nowhere.
+        InvalidSamples: the arrays cannot be used.
+    """
+    path = Path(origin)
+    if is_reference(origin) and not path.exists():
+        return _from_function(origin)
+    if path.is_file():
+        return Samples(groups=(_read_file(path),))
+    if not path.is_dir():
+        raise SourceNotFound(path=origin, expected="an .npz file, a folder of them, or 'package.module:function'")
+    return _read(_member(path, SPLITS[-1]) or path)
 
 
 def _member(folder: Path, split: str) -> Path | None:

@@ -1,0 +1,139 @@
+"""Which rate to try next: the search for the capacity as a plain object. Results in, the next rate out.
+
+A trial passes if enough of its *offered* requests succeeded in time. Near the capacity that is a matter of luck, so a
+rate counts as kept or missed only by a majority of up to three trials, and the answer is an interval.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+__all__ = ["Capacity", "CapacitySearch", "Trial"]
+
+NUM_TO_DECIDE = 2
+"""Trials with the same outcome that decide on a rate: a majority of three."""
+RESOLUTION = 0.05
+"""The search ends when a rate that is kept and one that is missed are this close: less than trials repeat."""
+CLEARLY_MISSED_SHARE = 0.5
+"""A trial with less in time was an overload and no bad luck: during the search it need not be repeated."""
+MIN_RATE_PER_S = 0.05
+MAX_TRIALS = 40
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trial:
+    """What happened at one rate."""
+
+    rate_per_s: float
+    share_in_time: float
+    """Of the offered requests, those that succeeded within the limit."""
+    is_generator_limited: bool = False
+    """Whether the generator, not the server, may be to blame for a failure."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Capacity:
+    """The largest rate that is kept, and how sure that is."""
+
+    rate_per_s: float
+    """Kept by a majority of its trials; 0 if no rate was."""
+    kept_per_s: float
+    """The largest rate up to there that no trial missed: the low end of the interval."""
+    missed_per_s: float | None
+    """The least rate above that no trial kept: the high end; None if there is none."""
+    is_lower_bound: bool
+    """Whether the search was ended by something else than the server: the generator, the budget or the largest rate."""
+    trials: tuple[Trial, ...]
+
+
+class CapacitySearch:
+    """Doubles until a rate is missed, halves the gap, then repeats the two rates at the edge.
+
+    >>> search = CapacitySearch(start_per_s=10, max_per_s=1000, required_share=0.99)
+    >>> while (rate := search.next_rate()) is not None:
+    ...     search.record(Trial(rate_per_s=rate, share_in_time=1.0 if rate <= 130 else 0.5))
+    >>> found = search.capacity()
+    >>> found.rate_per_s <= 130 <= found.missed_per_s
+    True
+    """
+
+    def __init__(self, *, start_per_s: float, max_per_s: float, required_share: float) -> None:
+        self._start_per_s = min(start_per_s, max_per_s)
+        self._max_per_s = max_per_s
+        self._required_share = required_share
+        self._trials: list[Trial] = []
+
+    def record(self, trial: Trial) -> None:
+        """Take note of a trial."""
+        self._trials.append(trial)
+
+    def next_rate(self) -> float | None:
+        """Return the rate to try now; None when there is nothing more to find out."""
+        if len(self._trials) >= MAX_TRIALS:
+            return None
+        if not self._trials:
+            return self._start_per_s
+        doubtful = [rate for rate in self._rates() if self._is_doubtful(rate)]
+        if doubtful:
+            return doubtful[0]
+        low, high = self._bracket()
+        if high is None:
+            return self._above(low)
+        if low == 0.0:
+            return high / 2 if high / 2 >= MIN_RATE_PER_S else None
+        if high / low > 1 + RESOLUTION:
+            return math.sqrt(low * high)
+        return next((rate for rate in (low, high) if not self._is_decided(rate)), None)
+
+    def capacity(self) -> Capacity:
+        """Return what is known by now."""
+        low, high = self._bracket()
+        kept = [rate for rate in self._rates() if rate <= low and self._num_missed(rate) == 0]
+        missed = [rate for rate in self._rates() if rate > low and self._num_kept(rate) == 0]
+        at_edge = [trial for trial in self._trials if trial.rate_per_s == high]
+        is_closed = high is not None and (low == 0.0 or high / low <= 1 + RESOLUTION + 1e-9)
+        return Capacity(
+            rate_per_s=low,
+            kept_per_s=max(kept, default=0.0),
+            missed_per_s=min(missed, default=None),
+            is_lower_bound=not is_closed or all(trial.is_generator_limited for trial in at_edge),
+            trials=tuple(self._trials),
+        )
+
+    def is_kept(self, trial: Trial) -> bool:
+        """Tell whether a trial passed."""
+        return trial.share_in_time >= self._required_share
+
+    def _bracket(self) -> tuple[float, float | None]:
+        """Return the largest rate that is kept below the least that is missed, and that one."""
+        high = min((rate for rate in self._rates() if self._balance(rate) < 0), default=None)
+        below = [rate for rate in self._rates() if self._balance(rate) > 0 and (high is None or rate < high)]
+        return max(below, default=0.0), high
+
+    def _above(self, low: float) -> float | None:
+        if low < self._max_per_s:
+            return min(low * 2, self._max_per_s)
+        return None if self._is_decided(low) else low
+
+    def _rates(self) -> Sequence[float]:
+        return sorted({trial.rate_per_s for trial in self._trials})
+
+    def _num_kept(self, rate: float) -> int:
+        return sum(self.is_kept(trial) for trial in self._trials if trial.rate_per_s == rate)
+
+    def _num_missed(self, rate: float) -> int:
+        return sum(not self.is_kept(trial) for trial in self._trials if trial.rate_per_s == rate)
+
+    def _balance(self, rate: float) -> int:
+        return self._num_kept(rate) - self._num_missed(rate)
+
+    def _is_doubtful(self, rate: float) -> bool:
+        """Whether a rate was missed once and not clearly, or was kept as often as missed."""
+        trials = [trial for trial in self._trials if trial.rate_per_s == rate]
+        is_clear = all(trial.share_in_time < CLEARLY_MISSED_SHARE for trial in trials)
+        return self._balance(rate) <= 0 and not self._is_decided(rate) and not is_clear
+
+    def _is_decided(self, rate: float) -> bool:
+        return max(self._num_kept(rate), self._num_missed(rate)) >= NUM_TO_DECIDE
