@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import uvloop
 
 from forwardpass.bundle import read_name
 from forwardpass.core.tensors import Array
@@ -117,7 +118,7 @@ def serving_models(
     configs: Sequence[ModelConfig], *, root: Path | None = None, settings: ServeSettings | None = None
 ) -> Iterator[RunningServer]:
     """Serve models for the length of the block."""
-    loop = asyncio.new_event_loop()
+    loop = uvloop.new_event_loop()
     thread = threading.Thread(target=loop.run_forever)
     thread.start()
 

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
 
@@ -304,6 +304,17 @@ def test_a_connection_is_used_again_and_pipelined_requests_are_answered_in_order
             client.sendall(post(INFER, request_for(turn, id=f"b{turn}")))
             first, live, second = read_answers(client, 3)
             assert [first.json["id"], live.json, second.json["id"]] == [f"a{turn}", {"live": True}, f"b{turn}"]
+
+
+def test_deadlines_that_follow_each_other_closely_are_all_told(served: RunningServer) -> None:
+    with served.frozen_worker(), ExitStack() as stack:
+        clients = [stack.enter_context(served.connect()) for _ in range(4)]
+        for _ in range(10):
+            for client in clients:
+                bodies = [request_for(1, parameters={"timeout": 1_000 + 300 * number}) for number in range(8)]
+                client.sendall(b"".join(post(INFER, body) for body in bodies))
+            statuses = {answer.status for client in clients for answer in read_answers(client, 8)}
+            assert statuses <= {429, 504}
 
 
 def test_nonsense_behind_a_request_does_not_take_the_requests_answer(served: RunningServer) -> None:

@@ -26,6 +26,7 @@ from forwardpass.serve.channel import Done, Failed
 from forwardpass.serve.metrics import ModelMetrics
 from forwardpass.serve.process import WorkerListener, WorkerProcess, WorkerState
 from forwardpass.serve.quarantine import Quarantine
+from forwardpass.serve.timers import call_at
 
 __all__ = ["Answer", "Dispatcher", "Request", "Result"]
 
@@ -197,7 +198,7 @@ class Dispatcher:
         lane.hang_due_s = lane.started_s + max(self._hang_s, HANG_FACTOR * lane.expected_s)
         if lane.hang_alarm is None or lane.hang_due_s < lane.hang_alarm.when():
             _cancel(lane.hang_alarm)
-            lane.hang_alarm = self._loop.call_at(lane.hang_due_s, self._check_hang, lane)
+            lane.hang_alarm = call_at(self._loop, lane.hang_due_s, self._check_hang, lane)
         lane.worker.run(placed)
 
     def _check_hang(self, lane: _Lane) -> None:
@@ -208,7 +209,7 @@ class Dispatcher:
         if time.monotonic() >= lane.hang_due_s:
             lane.worker.replace()
         else:
-            lane.hang_alarm = self._loop.call_at(lane.hang_due_s, self._check_hang, lane)
+            lane.hang_alarm = call_at(self._loop, lane.hang_due_s, self._check_hang, lane)
 
     # --- what came of it
 
@@ -270,7 +271,7 @@ class Dispatcher:
         """Wake at the earliest deadline; most requests are answered long before, so one timer serves all."""
         if self._alarm is None or deadline_s < self._alarm.when():
             _cancel(self._alarm)
-            self._alarm = self._loop.call_at(deadline_s, self._ring)
+            self._alarm = call_at(self._loop, deadline_s, self._ring)
 
     def _ring(self) -> None:
         self._alarm = None

@@ -19,6 +19,7 @@ import httptools
 import msgspec
 
 from forwardpass.serve.settings import ServeSettings
+from forwardpass.serve.timers import call_at
 
 if TYPE_CHECKING:
     from forwardpass.serve.connections import Connections
@@ -404,14 +405,14 @@ class HttpConnection(asyncio.Protocol):
         if self._timer is None or self._timer.when() > self._deadline_s:
             if self._timer is not None:
                 self._timer.cancel()
-            self._timer = self._loop.call_at(self._deadline_s, self._on_timer)
+            self._timer = call_at(self._loop, self._deadline_s, self._on_timer)
 
     def _on_timer(self) -> None:
         self._timer = None
         if self._deadline_s == 0.0:
             return
         if self._loop.time() < self._deadline_s:
-            self._timer = self._loop.call_at(self._deadline_s, self._on_timer)
+            self._timer = call_at(self._loop, self._deadline_s, self._on_timer)
         elif self._incoming is None or self._is_refused:
             self._transport.abort()
         else:
