@@ -26,6 +26,7 @@ HTTP status codes are not here: the command line and the server map the branches
     │   ├── OpsetUnavailable
     │   ├── ExportFailed
     │   │   └── DataDependentControlFlow
+    │   ├── NothingGained
     │   ├── NothingToQuantise
     │   └── ParityFailed
     ├── EnvironmentProblem       this machine lacks something
@@ -91,6 +92,7 @@ __all__ = [
     "NotAcceptable",
     "NotFound",
     "NotReady",
+    "NothingGained",
     "NothingToQuantise",
     "OpsetUnavailable",
     "Overloaded",
@@ -389,6 +391,16 @@ class NothingToQuantise(ConversionError):
     def __init__(self, *, operators: Sequence[str]) -> None:
         self.operators = tuple(operators)
         super().__init__(f"There is nothing to quantise: no {' or '.join(operators)} with constant weights.")
+
+
+class NothingGained(ConversionError):
+    """A variant that would be no better than one that is made anyway."""
+
+    slug = "nothing-gained"
+
+    def __init__(self, *, reason: str) -> None:
+        self.reason = reason
+        super().__init__(f"Nothing would be gained: {reason}.")
 
 
 class ParityFailed(ConversionError):

@@ -161,6 +161,19 @@ def test_nodes_are_picked_by_names_of_their_own_whatever_the_file_calls_them(nam
     assert {"w1_quantized", "w2"} <= initialisers(tmp_path / "one.onnx").keys()
 
 
+@pytest.mark.parametrize("trans_b", [0, 1])
+def test_dynamic_quantisation_reaches_gemms(trans_b: int, tmp_path: Path) -> None:
+    model = onnx.load(str(write_mlp(tmp_path / "mlp.onnx")))
+    first, weights = model.graph.node[0], model.graph.initializer[0]
+    first.attribute.append(helper.make_attribute("transB", trans_b))
+    if trans_b:
+        weights.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weights).T.copy(), "w1"))
+    onnx.save(model, str(tmp_path / "mlp.onnx"))
+    write_dynamic(tmp_path / "mlp.onnx", tmp_path / "int8.onnx", reduce_range=False)
+    operators = [node.op_type for node in onnx.load(str(tmp_path / "int8.onnx")).graph.node]
+    assert (operators.count("MatMulInteger"), operators.count("Gemm")) == (2, 0)
+
+
 def test_an_embedding_alone_is_not_quantised(tmp_path: Path) -> None:
     source = write_embedding(tmp_path / "embedding.onnx")
     with pytest.raises(NothingToQuantise):

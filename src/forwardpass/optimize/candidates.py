@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +11,9 @@ import numpy as np
 from forwardpass.core.samples import Samples
 from forwardpass.core.tensors import Array
 from forwardpass.core.variants import Format, Precision, Step, Variant
+from forwardpass.errors import NothingGained, ParityFailed
 from forwardpass.optimize.calibration import CalibrationMethod
+from forwardpass.optimize.smoothing import plan_smoothing, write_smoothed
 from forwardpass.optimize.values import NotTried
 from forwardpass.optimize.writers import (
     StaticPlan,
@@ -21,7 +23,7 @@ from forwardpass.optimize.writers import (
     write_graph,
     write_static,
 )
-from forwardpass.predict import relative_error
+from forwardpass.predict import FLOAT_TOLERANCE, relative_error
 from forwardpass.runtimes import RuntimeOptions, open_runtime
 
 __all__ = ["FOLDED", "NOT_TRIED", "Blueprint", "Workshop", "blueprints", "build"]
@@ -52,6 +54,9 @@ NOT_TRIED = (
 FOLDED = "folded.onnx"
 """The baseline with constants folded: what quantisation starts from, removed when all variants are made."""
 
+SMOOTHED = "smoothed.onnx"
+"""The same, smoothed."""
+
 NUM_TRIAL_SAMPLES = 48
 """Enough to tell calibration methods apart, whose errors differ by tens of percent."""
 
@@ -77,12 +82,14 @@ class Blueprint:
 
 
 def blueprints() -> tuple[Blueprint, ...]:
-    """Return all variants of the first set, the simplest first."""
+    """Return all variants that are made, the simplest first."""
     return (
         Blueprint(name="onnx-graph", precision=Precision.FP32, make=_make_graph),
         Blueprint(name="fp16-storage", precision=Precision.FP16_STORAGE, make=_make_fp16_storage),
         Blueprint(name="int8-dynamic", precision=Precision.INT8_DYNAMIC, make=_make_dynamic),
         Blueprint(name="int8-static", precision=Precision.INT8_STATIC, make=_make_static),
+        Blueprint(name="int8-dynamic-smooth", precision=Precision.INT8_DYNAMIC, make=_make_dynamic_smooth),
+        Blueprint(name="int8-static-smooth", precision=Precision.INT8_STATIC, make=_make_static_smooth),
     )
 
 
@@ -110,16 +117,36 @@ def _make_fp16_storage(workshop: Workshop, target: Path) -> Step:
 
 
 def _make_dynamic(workshop: Workshop, target: Path) -> Step:
-    write_dynamic(_folded(workshop), target, reduce_range=workshop.reduce_range)
+    return _dynamic(workshop, _folded(workshop), target)
+
+
+def _make_static(workshop: Workshop, target: Path) -> Step:
+    return _static(workshop, _folded(workshop), target)
+
+
+def _make_dynamic_smooth(workshop: Workshop, target: Path) -> Step:
+    return _also_smooth(_dynamic(workshop, _smoothed(workshop), target))
+
+
+def _make_static_smooth(workshop: Workshop, target: Path) -> Step:
+    return _also_smooth(_static(workshop, _smoothed(workshop), target))
+
+
+def _also_smooth(step: Step) -> Step:
+    """Note that the step began with smoothing, whose own numbers follow from model, samples and weight range."""
+    return replace(step, parameters=(("smoothed", True), *step.parameters))
+
+
+def _dynamic(workshop: Workshop, source: Path, target: Path) -> Step:
+    write_dynamic(source, target, reduce_range=workshop.reduce_range)
     return Step(
         operation="quantise-dynamic",
         parameters=(("weights", "s8 per channel"), ("reduce_range", workshop.reduce_range)),
     )
 
 
-def _make_static(workshop: Workshop, target: Path) -> Step:
+def _static(workshop: Workshop, source: Path, target: Path) -> Step:
     """Calibrate once, write with every method, and keep the file whose answers are nearest to the baseline's."""
-    source = _folded(workshop)
     plan = plan_static(source, workshop.calibration)
     errors = {method: _trial(workshop, source, plan, method, target) for method in CalibrationMethod}
     best = min(errors, key=lambda method: errors[method])
@@ -141,10 +168,16 @@ def _trial(workshop: Workshop, source: Path, plan: StaticPlan, method: Calibrati
     """Return the mean relative error of a calibration method over some calibration samples."""
     trial = target.with_name(f"{target.stem}-{method.value}.onnx")
     write_static(source, trial, plan, method=method, reduce_range=workshop.reduce_range)
-    samples = workshop.calibration.head(NUM_TRIAL_SAMPLES)
-    ours, theirs = _answers(str(trial), samples), _answers(workshop.baseline.location, samples)
+    error = float(np.mean(_errors(workshop, trial)))
     trial.unlink()
-    return float(np.mean([relative_error(one, other) for one, other in zip(ours, theirs, strict=True)]))
+    return error
+
+
+def _errors(workshop: Workshop, file: Path) -> list[float]:
+    """Return how far a file's answers are from the baseline's, for some calibration samples."""
+    samples = workshop.calibration.head(NUM_TRIAL_SAMPLES)
+    ours, theirs = _answers(str(file), samples), _answers(workshop.baseline.location, samples)
+    return [relative_error(one, other) for one, other in zip(ours, theirs, strict=True)]
 
 
 def _answers(location: str, samples: Samples) -> list[Array]:
@@ -159,4 +192,21 @@ def _folded(workshop: Workshop) -> Path:
     path = workshop.folder / FOLDED
     if not path.is_file():
         save_optimised(Path(workshop.baseline.location), path, level="basic")
+    return path
+
+
+def _smoothed(workshop: Workshop) -> Path:
+    """Return the folded baseline with uneven channels smoothed, after checking that it answers as before."""
+    path = workshop.folder / SMOOTHED
+    if path.is_file():
+        return path
+    source = _folded(workshop)
+    factors = plan_smoothing(source, workshop.calibration, reduce_range=workshop.reduce_range)
+    if not factors:
+        raise NothingGained(reason="no activation has channels so uneven that smoothing them makes 8 bits better")
+    write_smoothed(source, path, factors)
+    error = max(_errors(workshop, path))
+    if not error <= FLOAT_TOLERANCE:
+        path.unlink()
+        raise ParityFailed(output="first", shape="the calibration samples", difference=error, tolerance=FLOAT_TOLERANCE)
     return path

@@ -20,10 +20,11 @@ from forwardpass.errors import (
     ForwardpassError,
     InvalidModel,
     MissingExtra,
+    NothingGained,
     NothingToQuantise,
     StorageFailed,
 )
-from forwardpass.optimize.candidates import FOLDED, NOT_TRIED, Blueprint, Workshop, blueprints, build
+from forwardpass.optimize.candidates import FOLDED, NOT_TRIED, SMOOTHED, Blueprint, Workshop, blueprints, build
 from forwardpass.optimize.cautions import Findings, cautions
 from forwardpass.optimize.choice import Choice, Facts, choose
 from forwardpass.optimize.evaluation import Answers, answer, score_answers, score_error
@@ -123,7 +124,7 @@ def _make_all(baseline: Variant, calibration: Samples, workdir: Path, progress: 
             entries.append(_Entry(variant=build(blueprint, workshop)))
         except MissingExtra:
             raise
-        except NothingToQuantise as error:
+        except (NothingToQuantise, NothingGained) as error:
             entries.append(replace(_failed(blueprint, str(error)), is_rejected=True))
         except ForwardpassError as error:
             entries.append(_failed(blueprint, str(error)))
@@ -131,7 +132,8 @@ def _make_all(baseline: Variant, calibration: Samples, workdir: Path, progress: 
             raise StorageFailed(path=str(workdir), reason=error.strerror or str(error)) from error
         except Exception as error:  # the writers are other people's code, and one failure must not end the search
             entries.append(_failed(blueprint, _sentence(error)))
-    (workdir / FOLDED).unlink(missing_ok=True)
+    for intermediate in (FOLDED, SMOOTHED):
+        (workdir / intermediate).unlink(missing_ok=True)
     return entries
 
 

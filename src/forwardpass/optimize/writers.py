@@ -19,8 +19,10 @@ from forwardpass.runtimes import RuntimeOptions
 from forwardpass.runtimes.onnx import OnnxRuntime, save_optimised
 
 __all__ = [
+    "MATRIX_OPERATORS",
     "QUANTISED_OPERATORS",
     "StaticPlan",
+    "exposing",
     "plan_static",
     "quantisable_nodes",
     "write_dynamic",
@@ -75,13 +77,13 @@ def write_dynamic(source: Path, target: Path, *, reduce_range: bool) -> None:
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     model = load_named(source)
-    nodes = quantisable_nodes(model, MATRIX_OPERATORS)
+    names = [node.name for node in quantisable_nodes(model, MATRIX_OPERATORS)]
     with quiet_quantizer():
         quantize_dynamic(
             model,
             str(target),
             op_types_to_quantize=list(MATRIX_OPERATORS),
-            nodes_to_quantize=[node.name for node in nodes],
+            nodes_to_quantize=[*names, *(f"{name}{_FROM_GEMM}" for name in names)],
             per_channel=True,
             reduce_range=reduce_range,
             weight_type=QuantType.QInt8,
@@ -107,7 +109,7 @@ def plan_static(source: Path, samples: Samples) -> StaticPlan:
     constants = {tensor.name for tensor in model.graph.initializer}
     nodes = quantisable_nodes(model, QUANTISED_OPERATORS)
     names = sorted({name for node in nodes for name in (node.input[0], node.output[0])} - constants)
-    runtime = _exposing(model, names)
+    runtime = exposing(model, names)
 
     def calls() -> Iterator[Mapping[str, Array]]:
         for group in samples.batches(1):
@@ -147,6 +149,10 @@ def write_static(
         quantizer.quantize_model()
         onnx.save(quantizer.model.model, str(target))
 
+
+_FROM_GEMM = "_MatMul"
+"""What onnxruntime's quantiser appends to the name of a Gemm when it makes a MatMul and an Add of it, before it looks
+at the names that it was given."""
 
 _EMPTY = np.zeros(1, np.float32)
 
@@ -190,7 +196,7 @@ def _is_depthwise(node: onnx.NodeProto, model: onnx.ModelProto) -> bool:
     return groups > 1 and weights.dims[1] == 1
 
 
-def _exposing(model: onnx.ModelProto, names: Sequence[str]) -> OnnxRuntime:
+def exposing(model: onnx.ModelProto, names: Sequence[str]) -> OnnxRuntime:
     """Return a runtime of the model that also answers with the tensors `names`."""
     exposed = onnx.ModelProto()
     exposed.CopyFrom(model)

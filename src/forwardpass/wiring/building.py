@@ -137,7 +137,7 @@ def optimize_model(
     ...     floor=forwardpass.QualityFloor.parse("2%"), profile=forwardpass.ProfileSettings.quick())
     >>> result = forwardpass.optimize_model(
     ...     "model.onnx", data="samples.npz", out="variants", metric="cosine", settings=settings)
-    >>> [candidate.variant.name for candidate in result.candidates]
+    >>> [candidate.variant.name for candidate in result.candidates if candidate.profile is not None]
     ['onnx-fp32', 'onnx-graph', 'fp16-storage', 'int8-dynamic', 'int8-static']
 
     Raises:
