@@ -48,8 +48,9 @@ def command(
 ) -> None:
     """Make leaner variants of MODEL, measure each beside its source on this machine, and choose one.
 
-    Variants: graph optimisation, FP16 storage, INT8 dynamic, INT8 static, and both smoothed (SmoothQuant). A variant is kept only if its score stays
-    above the floor on the validation split; the table quotes the test split, which the search never sees.
+    Variants: graph optimisation, FP16 storage, INT8 dynamic, INT8 static, and both smoothed (SmoothQuant).
+    A variant is kept only if its score stays above the floor on the validation split; the table quotes the test split,
+    which the search never sees.
 
     \b
     Example:
