@@ -14,6 +14,7 @@ HTTP status codes are not here: the command line and the server map the branches
     │   ├── UntrustedPickle
     │   ├── UnknownProcessor
     │   ├── InvalidConfig
+    │   ├── InvalidPipelines
     │   ├── InvalidKeyFile
     │   └── InvalidModel
     ├── BundleError              a bundle that cannot be trusted or understood
@@ -84,6 +85,7 @@ __all__ = [
     "InvalidMetric",
     "InvalidModel",
     "InvalidOption",
+    "InvalidPipelines",
     "InvalidReference",
     "InvalidSamples",
     "MalformedRequest",
@@ -176,6 +178,17 @@ class InvalidConfig(UsageError, ValueError):
         self.mistakes = tuple(mistakes)
         listed = "".join(f"\n  - {mistake}" for mistake in mistakes)
         super().__init__(f"The configuration '{path}' cannot be used:{listed}")
+
+
+class InvalidPipelines(UsageError, ValueError):
+    """Pipelines whose steps do not fit together, with every reason."""
+
+    slug = "invalid-pipelines"
+
+    def __init__(self, *, mistakes: Sequence[str]) -> None:
+        self.mistakes = tuple(mistakes)
+        listed = "".join(f"\n  - {mistake}" for mistake in mistakes)
+        super().__init__(f"The pipelines cannot be served:{listed}")
 
 
 class InvalidKeyFile(UsageError, ValueError):

@@ -7,7 +7,7 @@ from typing import Protocol, runtime_checkable
 
 from forwardpass.core.tensors import Array, Signature, Tensors
 
-__all__ = ["Processor", "Progress", "Runtime", "StreamingProcessor", "TakesFiles"]
+__all__ = ["Decoder", "Encoder", "Processor", "Progress", "Runtime", "StreamingDecoder", "TakesFiles"]
 
 
 class Runtime(Protocol):
@@ -29,12 +29,8 @@ class Runtime(Protocol):
         """Run one call; `tensors` were validated against the signature."""
 
 
-class Processor(Protocol):
-    """Turns a person's input into tensors and the model's outputs back.
-
-    It is a class of an installed package, registered under the entry point group `forwardpass.processors`, and is
-    constructed with the folder of its files inside the bundle.
-    """
+class Encoder(Protocol):
+    """Turns a person's input into tensors."""
 
     def encode(self, request: Mapping[str, object]) -> dict[str, Array]:
         """Turn the fields of one request into input tensors.
@@ -43,8 +39,20 @@ class Processor(Protocol):
             MalformedRequest: a field is missing, unknown or of the wrong type.
         """
 
+
+class Decoder(Protocol):
+    """Turns the model's outputs into words."""
+
     def decode(self, outputs: Tensors) -> Mapping[str, object]:
         """Turn the outputs of one request into fields that JSON can carry."""
+
+
+class Processor(Encoder, Decoder, Protocol):
+    """Turns a person's input into tensors and the model's outputs back.
+
+    It is a class of an installed package, registered under the entry point group `forwardpass.processors`, and is
+    constructed with the folder of its files inside the bundle.
+    """
 
 
 @runtime_checkable
@@ -57,7 +65,7 @@ class TakesFiles(Protocol):
 
 
 @runtime_checkable
-class StreamingProcessor(Processor, Protocol):
+class StreamingDecoder(Decoder, Protocol):
     """A processor that can answer piece by piece, to those who ask for that."""
 
     def stream(self, outputs: Tensors) -> Iterator[Mapping[str, object]]:

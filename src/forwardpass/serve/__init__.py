@@ -11,15 +11,18 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from forwardpass.serve.config import ServeConfig, name_of, read_config
     from forwardpass.serve.models import ModelConfig, Traffic
+    from forwardpass.serve.planning import PipelineConfig, StepConfig
     from forwardpass.serve.server import Server, serve
     from forwardpass.serve.settings import ModelSettings, ServeSettings
 
 _HOMES = {
     "ModelConfig": "models",
     "ModelSettings": "settings",
+    "PipelineConfig": "planning",
     "ServeConfig": "config",
     "ServeSettings": "settings",
     "Server": "server",
+    "StepConfig": "planning",
     "Traffic": "models",
     "name_of": "config",
     "read_config": "config",
@@ -29,9 +32,11 @@ _HOMES = {
 __all__ = [
     "ModelConfig",
     "ModelSettings",
+    "PipelineConfig",
     "ServeConfig",
     "ServeSettings",
     "Server",
+    "StepConfig",
     "Traffic",
     "name_of",
     "read_config",

@@ -16,12 +16,12 @@ from forwardpass.serve.control import ControlRoutes
 from forwardpass.serve.documents import DocumentRoutes
 from forwardpass.serve.exposition import MetricsRoutes
 from forwardpass.serve.http import Exchange, Response
-from forwardpass.serve.models import Model
 from forwardpass.serve.predicting import PredictRoutes
 from forwardpass.serve.repository import Repository
 from forwardpass.serve.responses import error_response, json_response, message_response, not_allowed
 from forwardpass.serve.rest import EXTENSIONS, InferRoutes
 from forwardpass.serve.tracing import Tracer
+from forwardpass.serve.served import Served
 
 __all__ = ["Application", "Endpoint"]
 
@@ -87,7 +87,7 @@ class Application:
             "/openapi.json": {b"GET": Endpoint(self._documents.openapi, Scope.READ)},
             "/docs": {b"GET": Endpoint(self._documents.page, Scope.READ)},
         }
-        for model in self._repository.models.values():
+        for model in self._repository.served.values():
             routes |= self._model_routes(model)
         self._routes = routes
         self._by_target = {
@@ -96,7 +96,7 @@ class Application:
             for method, endpoint in methods.items()
         }
 
-    def _model_routes(self, model: Model) -> dict[str, dict[bytes, Endpoint]]:
+    def _model_routes(self, model: Served) -> dict[str, dict[bytes, Endpoint]]:
         routes: dict[str, dict[bytes, Endpoint]] = {}
         for version in (None, *model.names):
             suffix = f"/versions/{version}" if version is not None else ""
@@ -160,7 +160,7 @@ class Application:
         path = exchange.target.partition(b"?")[0].decode("latin-1")
         methods = self._routes.get(path) or self._routes.get(path.rstrip("/")) or self._control.endpoints(path)
         if methods is None:
-            raise _nothing_at(path, self._repository.models)
+            raise _nothing_at(path, self._repository.served)
         endpoint = methods.get(b"GET" if exchange.is_head else exchange.method)
         return endpoint if endpoint is not None else not_allowed(tuple(methods))
 
@@ -182,7 +182,7 @@ class Application:
     # --- what the server says of itself
 
     def _index(self, exchange: Exchange) -> None:
-        models = sorted(self._repository.models)
+        models = sorted(self._repository.served)
         exchange.respond(json_response({"name": "forwardpass", "models": models, "routes": sorted(self._routes)}))
 
     def _server_metadata(self, exchange: Exchange) -> None:
@@ -191,13 +191,13 @@ class Application:
     def _state(self, word: str, is_so: Callable[[], bool], exchange: Exchange) -> None:
         exchange.respond(json_response({word: is_so()}, status=200 if is_so() else 503))
 
-    def _model_ready(self, model: Model, version: str | None, exchange: Exchange) -> None:
-        chosen = model.default if version is None else model.version(version)
+    def _model_ready(self, model: Served, version: str | None, exchange: Exchange) -> None:
+        chosen = model.described(version)
         ready = not self._is_draining() and chosen.is_ready
         exchange.respond(json_response({"name": model.name, "ready": ready}, status=200 if ready else 503))
 
 
-def _nothing_at(path: str, models: Mapping[str, Model]) -> NotFound:
+def _nothing_at(path: str, models: Mapping[str, Served]) -> NotFound:
     shown = path if path.isprintable() and len(path) <= 200 else "this path"
     parts = path.split("/")
     if path.startswith(("/v2/models/", "/v1/models/")):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
@@ -15,6 +15,7 @@ from forwardpass.core.slo import Slo
 from forwardpass.errors import BundleError, ForwardpassError, InvalidConfig
 from forwardpass.serve.control import TrafficBody
 from forwardpass.serve.models import ModelConfig
+from forwardpass.serve.planning import PipelineConfig, StepConfig
 from forwardpass.serve.repository import MODEL_NAME
 from forwardpass.serve.settings import ModelSettings, ServeSettings
 
@@ -42,6 +43,21 @@ class _Model(_Defaults, forbid_unknown_fields=True, kw_only=True):
     labels: dict[str, str | int] = {}
     split: dict[str, float] = {}
     shadow: str | None = None
+
+
+class _Step(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    model: str
+    version: str | int | None = None
+    inputs: dict[str, str] = {}
+    outputs: dict[str, str] = {}
+
+
+class _Pipeline(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    name: str
+    steps: Annotated[list[dict[str, Any]], msgspec.Meta(min_length=1)]
+    timeout: _Seconds | None = None
+    slo: str | None = None
+    max_in_flight: _Count | None = None
 
 
 class _Server(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
@@ -91,6 +107,7 @@ class ServeConfig:
     settings: ServeSettings
     models: tuple[ModelConfig, ...] = ()
     repository: Path | None = None
+    pipelines: tuple[PipelineConfig, ...] = ()
 
 
 def read_config(path: Path) -> ServeConfig:
@@ -130,6 +147,14 @@ def describe_config(config: ServeConfig) -> Iterator[str]:
         settings = asdict(model.settings) | {"slo": model.settings.slo}
         traffic = {name: value for name, value in asdict(model.traffic).items() if value}
         yield f"{model.name}: " + _listed({"path": model.path} | settings | traffic)
+    for pipeline in config.pipelines:
+        steps = " → ".join(step.model for step in pipeline.steps)
+        limits: dict[str, object] = {
+            "timeout_s": pipeline.timeout_s,
+            "slo": pipeline.slo,
+            "max_in_flight": pipeline.max_in_flight,
+        }
+        yield f"{pipeline.name}: " + _listed({"steps": steps} | limits)
 
 
 def _listed(fields: Mapping[str, object]) -> str:
@@ -144,36 +169,69 @@ class _Reader:
         self.mistakes: list[str] = []
 
     def read(self, document: dict[str, Any]) -> ServeConfig:
-        for key in document.keys() - {"server", "defaults", "models"}:
-            self.mistakes.append(f"'{key}' is not known; there are server, defaults and models")
+        for key in document.keys() - {"server", "defaults", "models", "pipelines"}:
+            self.mistakes.append(f"'{key}' is not known; there are server, defaults, models and pipelines")
         server = self._section(document.get("server", {}), "server", _Server)
         defaults = self._model_settings(self._section(document.get("defaults", {}), "defaults", _Defaults), "defaults")
         fields = {name: value for name, value in server.items() if name != "repository"}
         settings = ServeSettings(model=replace(ModelSettings(), **defaults), **self._renamed(fields))
-        models = document.get("models", [])
-        if not isinstance(models, list):
-            self.mistakes.append("'models' has to be written as [[models]], once for each")
-            models = []
+        models = self._list(document, "models")
         configs = [self._model(model, f"models[{number}]", settings.model) for number, model in enumerate(models)]
         found = tuple(config for config in configs if config is not None)
-        names = [config.name for config in found]
-        self.mistakes += [f"two models are named '{name}'" for name in dict.fromkeys(names) if names.count(name) > 1]
+        pipelines = tuple(self._pipelines(self._list(document, "pipelines")))
+        names = [*(config.name for config in found), *(config.name for config in pipelines)]
+        words = "models or pipelines" if pipelines else "models"
+        self.mistakes += [f"two {words} are named '{name}'" for name in dict.fromkeys(names) if names.count(name) > 1]
         repository = self._place(server["repository"]) if "repository" in server else None
         if repository is not None and not repository.is_dir():
             self.mistakes.append(f"server.repository: there is no folder '{repository}'")
-        return ServeConfig(settings=settings, models=found, repository=repository)
+        return ServeConfig(settings=settings, models=found, repository=repository, pipelines=pipelines)
+
+    def _list(self, document: dict[str, Any], key: str) -> list[object]:
+        found = document.get(key, [])
+        if isinstance(found, list):
+            return found
+        self.mistakes.append(f"'{key}' has to be written as [[{key}]], once for each")
+        return []
+
+    def _pipelines(self, sections: Sequence[object]) -> Iterator[PipelineConfig]:
+        for number, section in enumerate(sections):
+            where = f"pipelines[{number}]"
+            fields = self._complete(section, where, _Pipeline, ("name", "steps"))
+            if "name" in fields:
+                self._check_name(fields["name"], where)
+            steps = [
+                self._complete(step, f"{where}.steps[{at}]", _Step, ("model",))
+                for at, step in enumerate(fields.get("steps", ()))
+            ]
+            limits = self._model_settings({key: fields[key] for key in ("timeout", "slo") if key in fields}, where)
+            if "max_in_flight" in fields:
+                limits["max_in_flight"] = fields["max_in_flight"]
+            if "name" in fields and steps and all("model" in step for step in steps):
+                yield PipelineConfig(name=fields["name"], steps=tuple(map(_step, steps)), **limits)
+
+    def _complete(
+        self, section: object, where: str, kind: type[msgspec.Struct], required: Sequence[str]
+    ) -> dict[str, Any]:
+        """Return the fields of a section that are right, and note those that are missing."""
+        fields = self._section(section, where, kind)
+        if isinstance(section, dict):
+            self.mistakes += [f"{where}.{name}: is missing" for name in required if name not in section]
+        return fields
+
+    def _check_name(self, name: str, where: str) -> None:
+        if not MODEL_NAME.fullmatch(name):
+            self.mistakes.append(f"{where}.name: '{name}' is no name: letters, digits, '.', '_' and '-', at most 64")
 
     def _model(self, section: object, where: str, defaults: ModelSettings) -> ModelConfig | None:
-        fields = self._section(section, where, _Model)
+        fields = self._complete(section, where, _Model, ("path",))
         if "path" not in fields:
-            if isinstance(section, dict) and "path" not in section:
-                self.mistakes.append(f"{where}.path: is missing")
             return None
         path = self._place(fields.pop("path"))
         traffic = {name: fields.pop(name) for name in ("labels", "split", "shadow") if name in fields}
         name = fields.pop("name", None)
-        if name is not None and not MODEL_NAME.fullmatch(name):
-            self.mistakes.append(f"{where}.name: '{name}' is no name: letters, digits, '.', '_' and '-', at most 64")
+        if name is not None:
+            self._check_name(name, where)
         settings = replace(defaults, **self._model_settings(fields, where))
         return self._noting(
             where,
@@ -220,3 +278,8 @@ class _Reader:
         except (ForwardpassError, BundleError) as error:
             self.mistakes.append(f"{where}: {error}")
             return None
+
+
+def _step(fields: dict[str, Any]) -> StepConfig:
+    version = fields.get("version")
+    return StepConfig(**fields | {"version": str(version) if version is not None else None})

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from forwardpass.core.protocols import StreamingProcessor
+from forwardpass.core.protocols import StreamingDecoder
 from forwardpass.core.tensors import TensorSpec
 from forwardpass.core.version import VERSION
 from forwardpass.protocol import DATATYPES, NAMES
 from forwardpass.serve.forms import FORM, file_fields
 from forwardpass.serve.http import Exchange, Response
-from forwardpass.serve.models import Model
 from forwardpass.serve.repository import Repository
 from forwardpass.serve.responses import json_response
+from forwardpass.serve.served import Served
 from forwardpass.serve.streaming import EVENTS
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ class DocumentRoutes:
 
     def openapi(self, exchange: Exchange) -> None:
         """Answer the document."""
-        exchange.respond(json_response(openapi_document(list(self._repository.models.values()))))
+        exchange.respond(json_response(openapi_document(list(self._repository.served.values()))))
 
     def page(self, exchange: Exchange) -> None:
         """Answer the page."""
@@ -80,13 +80,13 @@ class DocumentRoutes:
             loader = PackageLoader("forwardpass.serve")
             environment = Environment(loader=loader, autoescape=select_autoescape(), trim_blocks=True)
             self._template = environment.get_template("docs.html")
-        models = [_described(model) for model in self._repository.models.values()]
+        models = [_described(model) for model in self._repository.served.values()]
         page = self._template.render(models=models, version=VERSION, refusals=_REFUSALS)
         policy = ("content-security-policy", POLICY)
         exchange.respond(Response(status=200, body=page.encode(), headers=(policy,), content_type=HTML))
 
 
-def openapi_document(models: list[Model]) -> dict[str, object]:
+def openapi_document(models: list[Served]) -> dict[str, object]:
     """Describe every route of the models that are served."""
     paths: dict[str, object] = {
         "/v2": {"get": _get("Name, version and extensions of the server.", "server")},
@@ -118,7 +118,7 @@ def openapi_document(models: list[Model]) -> dict[str, object]:
     }
 
 
-def _model_paths(model: Model) -> dict[str, object]:
+def _model_paths(model: Served) -> dict[str, object]:
     base, name = f"/v2/models/{model.name}", model.name
     return {
         base: {"get": _get(f"Inputs and outputs of {name}.", name, "401", "403")},
@@ -130,13 +130,11 @@ def _model_paths(model: Model) -> dict[str, object]:
     }
 
 
-def _predict(model: Model) -> dict[str, Any]:
+def _predict(model: Served) -> dict[str, Any]:
     """Describe the friendly route: JSON, and what else the processor takes and gives."""
-    processor = model.default.processor
+    encoder, decoder = model.default.encoder, model.default.decoder
     route = _post(f"Ask {model.name} with {_taken(model)}.", model.name, _predict_schema(model), {"type": "object"})
-    if processor is None:
-        return route
-    files = file_fields(processor)
+    files = file_fields(encoder)
     content = route["requestBody"]["content"]
     if files:
         one_or_more = {
@@ -148,15 +146,15 @@ def _predict(model: Model) -> dict[str, Any]:
         content[FORM] = {"schema": form, "encoding": encoding}
         content |= {media_type: {} for media_types in files.values() for media_type in media_types}
         del content["application/json"]
-    else:
+    elif encoder is not None:
         content[FORM] = {"schema": {"type": "object"}}
-    if isinstance(processor, StreamingProcessor):
+    if isinstance(decoder, StreamingDecoder):
         route["responses"]["200"]["content"][EVENTS] = {"schema": {"type": "string"}}
     return route
 
 
-def _taken(model: Model) -> str:
-    files = ", ".join(file_fields(model.default.processor))
+def _taken(model: Served) -> str:
+    files = ", ".join(file_fields(model.default.encoder))
     return f"files ({files})" if files else "plain JSON"
 
 
@@ -189,7 +187,7 @@ def _responses(schema: object, refusals: tuple[str, ...], media: str) -> dict[st
     return {"200": {"description": "The answer.", "content": {media: {"schema": schema}}}, **wrong}
 
 
-def _infer_schema(model: Model) -> dict[str, object]:
+def _infer_schema(model: Served) -> dict[str, object]:
     inputs = [_tensor_schema(spec) for spec in model.default.signature.inputs]
     return {
         "type": "object",
@@ -241,7 +239,7 @@ def _scalar(spec: TensorSpec) -> dict[str, object]:
     return dict(_SCALARS.get(spec.dtype, _INTEGER))
 
 
-def _infer_answer(model: Model) -> dict[str, object]:
+def _infer_answer(model: Served) -> dict[str, object]:
     del model
     tensor = {
         "type": "object",
@@ -265,8 +263,8 @@ def _infer_answer(model: Model) -> dict[str, object]:
     }
 
 
-def _predict_schema(model: Model) -> dict[str, object]:
-    if model.default.processor is not None:
+def _predict_schema(model: Served) -> dict[str, object]:
+    if model.default.encoder is not None:
         return {"type": "object", "description": f"The fields that the processor of {model.name} takes."}
     inputs = {
         spec.name: {"type": "array", "description": str(spec), "items": {"anyOf": [_scalar(spec), {"type": "array"}]}}
@@ -276,7 +274,7 @@ def _predict_schema(model: Model) -> dict[str, object]:
     return {"type": "object", "required": ["inputs"], "properties": {"inputs": inner}, "additionalProperties": False}
 
 
-def _infer_example(model: Model) -> dict[str, object]:
+def _infer_example(model: Served) -> dict[str, object]:
     inputs = []
     for spec in model.default.signature.inputs:
         shape = [size if isinstance(size, int) else 1 for size in spec.shape]
@@ -290,14 +288,14 @@ def _infer_example(model: Model) -> dict[str, object]:
     return {"inputs": inputs}
 
 
-def _described(model: Model) -> dict[str, object]:
+def _described(model: Served) -> dict[str, object]:
     version = model.default
     return {
         "name": model.name,
         "versions": ", ".join(model.names),
         "how": version.describe(),
-        "takes": _taken(model) if version.processor is not None else '{"inputs": {name: nested lists}}',
-        "streams": isinstance(version.processor, StreamingProcessor),
+        "takes": _taken(model) if version.encoder is not None else '{"inputs": {name: nested lists}}',
+        "streams": isinstance(version.decoder, StreamingDecoder),
         "inputs": [(spec.name, NAMES[spec.dtype], _axes(spec)) for spec in version.signature.inputs],
         "outputs": [(spec.name, NAMES[spec.dtype], _axes(spec)) for spec in version.signature.outputs],
         "example": _infer_example(model),

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from forwardpass.core.version import VERSION
 from forwardpass.serve.http import Exchange, Response
 from forwardpass.serve.metrics import Histogram, ModelMetrics
-from forwardpass.serve.models import Model
+from forwardpass.serve.pipelines import Pipeline
 from forwardpass.serve.repository import Repository
 from forwardpass.serve.responses import json_response
-from forwardpass.serve.versions import ModelVersion
+from forwardpass.serve.served import Described, Served
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry, Metric
@@ -41,25 +41,25 @@ class MetricsRoutes:
         body = generate_latest(self._registry)
         exchange.respond(Response(status=200, body=body, content_type=CONTENT_TYPE_PLAIN_0_0_4))
 
-    def statistics(self, model: Model, version: str | None, exchange: Exchange) -> None:
+    def statistics(self, model: Served, version: str | None, exchange: Exchange) -> None:
         """Answer the statistics of a model."""
         exchange.respond(json_response({"model_stats": describe_statistics(model, version)}))
 
     def all_statistics(self, exchange: Exchange) -> None:
         """Answer the statistics of all models."""
-        models = self._repository.models.values()
+        models = self._repository.served.values()
         exchange.respond(
             json_response({"model_stats": [line for model in models for line in describe_statistics(model)]})
         )
 
 
-def describe_statistics(model: Model, version: str | None = None) -> list[dict[str, object]]:
+def describe_statistics(model: Served, version: str | None = None) -> list[dict[str, object]]:
     """Return the statistics of a model's versions as Triton's extension has them: counts, and nanoseconds."""
-    chosen = model.versions.values() if version is None else (model.version(version),)
+    chosen = model.versions.values() if version is None else (model.described(version),)
     return [_statistics(model.name, one) for one in chosen]
 
 
-def _statistics(name: str, version: ModelVersion) -> dict[str, object]:
+def _statistics(name: str, version: Described) -> dict[str, object]:
     metrics = version.metrics
     nothing = _duration(0, 0.0)
     return {
@@ -111,8 +111,10 @@ class _Collector:
         ready.add_metric((), self._is_ready())
         yield ready
         versions = [version for model in self._repository.models.values() for version in model.versions.values()]
+        pipelines = self._repository.pipelines
+        everything: list[Described] = [*versions, *pipelines]
         for name, text, of in HISTOGRAMS:
-            yield _histograms(name, text, [(version, of(version.metrics)) for version in versions])
+            yield _histograms(name, text, [(one, of(one.metrics)) for one in everything])
         outcomes = CounterMetricFamily("forwardpass_requests", "Requests by outcome.", labels=(*LABELS, "outcome"))
         closed = CounterMetricFamily(
             "forwardpass_batches", "Batches by why they were closed.", labels=(*LABELS, "reason")
@@ -121,17 +123,21 @@ class _Collector:
         lost = CounterMetricFamily("forwardpass_workers_lost", "Worker processes that ended unasked.", labels=LABELS)
         waiting = GaugeMetricFamily("forwardpass_waiting_requests", "Requests in the queue.", labels=LABELS)
         up = GaugeMetricFamily("forwardpass_model_ready", "Whether a worker answers.", labels=LABELS)
+        for one in everything:
+            who = (one.model, one.number)
+            for outcome, count in one.metrics.outcomes.items():
+                outcomes.add_metric((*who, outcome), count)
+            rows.add_metric(who, one.metrics.num_rows)
+            up.add_metric(who, one.is_ready)
         for version in versions:
             who = (version.model, version.number)
-            for outcome, count in version.metrics.outcomes.items():
-                outcomes.add_metric((*who, outcome), count)
             for reason, count in version.metrics.reasons.items():
                 closed.add_metric((*who, reason.value), count)
-            rows.add_metric(who, version.metrics.num_rows)
             lost.add_metric(who, version.metrics.num_workers_lost)
             waiting.add_metric(who, version.statistics().num_waiting)
-            up.add_metric(who, version.is_ready)
         yield from (outcomes, closed, rows, lost, waiting, up)
+        if pipelines:
+            yield from _of_pipelines(pipelines)
 
 
 HISTOGRAMS: tuple[tuple[str, str, Callable[[ModelMetrics], Histogram]], ...] = (
@@ -147,7 +153,26 @@ HISTOGRAMS: tuple[tuple[str, str, Callable[[ModelMetrics], Histogram]], ...] = (
 )
 
 
-def _histograms(name: str, text: str, counted: Iterable[tuple[ModelVersion, Histogram]]) -> Metric:
+def _of_pipelines(pipelines: Sequence[Pipeline]) -> Iterator[Metric]:
+    from prometheus_client.metrics_core import GaugeMetricFamily, HistogramMetricFamily
+
+    on_their_way = GaugeMetricFamily(
+        "forwardpass_pipeline_in_flight", "Requests between the first and the last step.", labels=("pipeline",)
+    )
+    steps = HistogramMetricFamily(
+        "forwardpass_pipeline_step_seconds",
+        "How long a step takes, from submitting to its model to the answer.",
+        labels=("pipeline", "step", "model"),
+    )
+    for pipeline in pipelines:
+        on_their_way.add_metric((pipeline.name,), pipeline.num_in_flight)
+        for number, (step, seconds) in enumerate(zip(pipeline.config.steps, pipeline.step_seconds, strict=True), 1):
+            who = (pipeline.name, str(number), step.model)
+            steps.add_metric(who, seconds.cumulative(), sum_value=seconds.total)
+    yield from (on_their_way, steps)
+
+
+def _histograms(name: str, text: str, counted: Iterable[tuple[Described, Histogram]]) -> Metric:
     from prometheus_client.metrics_core import HistogramMetricFamily
 
     family = HistogramMetricFamily(name, text, labels=LABELS)

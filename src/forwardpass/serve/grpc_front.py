@@ -27,14 +27,13 @@ from forwardpass.protocol import NAMES, check_shape, decode_raw, encode_raw
 from forwardpass.serve.auth import Gate, Scope
 from forwardpass.serve.exposition import describe_statistics
 from forwardpass.serve.grpc_schema import DATA_TYPES, KIND_CPU, message_class
-from forwardpass.serve.models import Model
 from forwardpass.serve.oip import InferCall, call_priority, call_timeout_s, spec_for, wanted_outputs
 from forwardpass.serve.repository import Repository
 from forwardpass.serve.responses import grpc_code
 from forwardpass.serve.rest import EXTENSIONS, describe_config, describe_model, shorter
+from forwardpass.serve.served import Served, ServedVersion
 from forwardpass.serve.settings import ServeSettings
 from forwardpass.serve.tracing import Trace, Tracer
-from forwardpass.serve.versions import ModelVersion
 
 __all__ = ["GrpcFront"]
 
@@ -183,7 +182,7 @@ class GrpcFront:
 
     async def _model_ready(self, request: Any, context: Context) -> Any:
         model = self._model(request.name)
-        version = model.version(request.version) if request.version else model.default
+        version = model.described(request.version or None)
         return message_class("inference.ModelReadyResponse")(ready=version.is_ready)
 
     async def _server_metadata(self, request: Any, context: Context) -> Any:
@@ -204,7 +203,7 @@ class GrpcFront:
         return message_class("inference.ModelConfigResponse")(config=described)
 
     async def _statistics(self, request: Any, context: Context) -> Any:
-        models = [self._model(request.name)] if request.name else list(self._repository.models.values())
+        models = [self._model(request.name)] if request.name else list(self._repository.served.values())
         lines = [line for model in models for line in describe_statistics(model, request.version or None)]
         return message_class("inference.ModelStatisticsResponse")(model_stats=lines)
 
@@ -300,11 +299,11 @@ class GrpcFront:
                 await places.acquire()
                 group.create_task(one(request))
 
-    def _model(self, name: str) -> Model:
-        model = self._repository.models.get(name)
+    def _model(self, name: str) -> Served:
+        model = self._repository.find(name)
         if model is None:
             shown = name[:64] if name.isprintable() else ""
-            raise NotFound(what=f"model '{shown}'", available=tuple(self._repository.models))
+            raise NotFound(what=f"model '{shown}'", available=tuple(self._repository.served))
         return model
 
 
@@ -359,7 +358,7 @@ def _value(parameter: Any) -> object:
     return getattr(parameter, chosen) if chosen else None
 
 
-def _encode(outputs: Mapping[str, Array], call: InferCall, version: ModelVersion, *, is_raw: bool) -> Any:
+def _encode(outputs: Mapping[str, Array], call: InferCall, version: ServedVersion, *, is_raw: bool) -> Any:
     """Answer as the client asked: raw where its inputs were raw."""
     answer = message_class("inference.ModelInferResponse")(
         model_name=version.model, model_version=version.number, id=call.id or ""

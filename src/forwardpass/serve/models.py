@@ -14,6 +14,7 @@ from forwardpass.core.tensors import Array
 from forwardpass.errors import NotFound, RequestError
 from forwardpass.serve.batching import LOWEST_PRIORITY, NORMAL_PRIORITY
 from forwardpass.serve.dispatching import Answer
+from forwardpass.serve.served import ServedVersion
 from forwardpass.serve.settings import ModelSettings
 from forwardpass.serve.tracing import Trace
 from forwardpass.serve.versions import ModelVersion
@@ -83,6 +84,24 @@ class Model:
         """Every number and label that a version answers to."""
         return tuple(self._by_name)
 
+    def described(self, name: str | None) -> ModelVersion:
+        """Return the version of a number or label to describe it; without a name, the default one.
+
+        Raises:
+            NotFound: there is no such version.
+        """
+        return self.default if name is None else self.version(name)
+
+    def choices(self, name: str | None) -> tuple[ModelVersion, ...]:
+        """Return the versions that a request may get which names this number or label, or none.
+
+        Raises:
+            NotFound: there is no such version.
+        """
+        if name is None and self._shares:
+            return tuple(version for version, _ in self._shares)
+        return (self.described(name),)
+
     def version(self, name: str | None) -> ModelVersion:
         """Return the version of a number or label; without a name, one by the shares of the split.
 
@@ -104,7 +123,7 @@ class Model:
 
     def submit(
         self,
-        version: ModelVersion,
+        version: ServedVersion,
         tensors: dict[str, Array],
         num_rows: int,
         answer: Answer,

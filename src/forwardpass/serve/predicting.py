@@ -6,24 +6,24 @@ import asyncio
 import logging
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import msgspec
 import numpy as np
 
-from forwardpass.core.protocols import Processor, StreamingProcessor
+from forwardpass.core.protocols import Decoder, Encoder, StreamingDecoder
 from forwardpass.core.tensors import Array, Signature
 from forwardpass.errors import MalformedRequest, NotReady, Overloaded, RequestError
 from forwardpass.protocol import decode_tensor
 from forwardpass.serve.dispatching import Answer
 from forwardpass.serve.forms import check_is_json, decode_fields, file_fields
 from forwardpass.serve.http import Exchange
-from forwardpass.serve.models import Model
 from forwardpass.serve.responses import error_response, json_response, message_response
 from forwardpass.serve.rest import header_timeout_s
+from forwardpass.serve.served import Served, ServedVersion
 from forwardpass.serve.streaming import EventStream, events_response, wants_events
-from forwardpass.serve.versions import ModelVersion
 
 __all__ = ["PredictRoutes"]
 
@@ -46,17 +46,25 @@ class PredictRoutes:
         self._num_processing = 0
         self._streams: set[EventStream] = set()
 
-    def predict(self, model: Model, version: str | None, exchange: Exchange) -> None:
-        """Answer an object of named fields."""
+    def predict(self, model: Served, version: str | None, exchange: Exchange) -> None:
+        """Answer an object of named fields, files, or plain tensors."""
         chosen = model.version(version)
         try:
-            if chosen.processor is None:
-                self._predict_tensors(model, chosen, exchange)
-            else:
-                self._process(model, chosen, chosen.processor, exchange)
+            answer = self._answering(chosen.decoder, exchange)
+            timeout_s = header_timeout_s(exchange.headers)
+            encoder = chosen.encoder
+            if encoder is not None:
+                self._encode_later(_Prediction(model, chosen, exchange, answer, timeout_s), encoder)
+                return
+            check_is_json(_header(exchange, b"content-type"))
+            tensors = _decode_inputs(exchange.body, chosen.signature)
+            num_rows = chosen.signature.validate(tensors)
         except RequestError as error:
             chosen.failed(error)
             raise
+        exchange.on_abandoned = model.submit(
+            chosen, tensors, num_rows, answer, timeout_s=timeout_s, trace=exchange.trace
+        )
 
     def end_streams(self) -> None:
         """Tell the readers of streams that theirs end here."""
@@ -67,58 +75,38 @@ class PredictRoutes:
         """Let the threads go."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    def _predict_tensors(self, model: Model, version: ModelVersion, exchange: Exchange) -> None:
-        """Answer `{"inputs": {name: nested list}}` for a model without a processor."""
-        check_is_json(_header(exchange, b"content-type"))
-        wants_events(_header(exchange, b"accept"), are_available=False)
-        tensors = _decode_inputs(exchange.body, version.signature)
-        num_rows = version.signature.validate(tensors)
+    def _answering(self, decoder: Decoder | None, exchange: Exchange) -> Answer:
+        """Return what makes an answer of the outputs, in the form that the client accepts.
 
-        def answer(result: Mapping[str, Array] | RequestError) -> None:
-            if isinstance(result, RequestError):
-                exchange.respond(error_response(result))
-            else:
-                outputs = {name: array.tolist() for name, array in result.items()}
-                exchange.respond(json_response({"outputs": outputs}))
+        Raises:
+            NotAcceptable: it cannot be made.
+            Overloaded: too many answers are being streamed.
+        """
+        are_available = isinstance(decoder, StreamingDecoder)
+        if wants_events(_header(exchange, b"accept"), are_available=are_available):
+            assert isinstance(decoder, StreamingDecoder), "events are available"
+            if len(self._streams) >= MAX_STREAMS:
+                raise Overloaded(retry_after_s=1.0, reason=f"{len(self._streams)} answers are being streamed")
+            return partial(self._stream_later, decoder, exchange)
+        if decoder is None:
+            return partial(_answer_lists, exchange)
+        return partial(self._decode_later, decoder, exchange)
 
-        timeout_s = header_timeout_s(exchange.headers)
-        exchange.on_abandoned = model.submit(
-            version, tensors, num_rows, answer, timeout_s=timeout_s, trace=exchange.trace
-        )
-
-    def _process(self, model: Model, version: ModelVersion, processor: Processor, exchange: Exchange) -> None:
-        timeout_s = header_timeout_s(exchange.headers)
-        accept = _header(exchange, b"accept")
-        events = wants_events(accept, are_available=isinstance(processor, StreamingProcessor))
-        if events and len(self._streams) >= MAX_STREAMS:
-            raise Overloaded(retry_after_s=1.0, reason=f"{len(self._streams)} answers are being streamed")
+    def _encode_later(self, prediction: _Prediction, encoder: Encoder) -> None:
         if self._num_processing >= MAX_PROCESSING:
             raise Overloaded(retry_after_s=1.0, reason=f"{self._num_processing} requests are being prepared")
         self._num_processing += 1
-        version.num_open += 1
-        prepared = self._loop.run_in_executor(self._threads, _encode, processor, exchange)
-        answer = partial(self._stream_later if events else self._decode_later, version, exchange)
-        prepared.add_done_callback(partial(self._on_prepared, model, version, exchange, answer, timeout_s))
+        prediction.version.hold()
+        encoded = self._loop.run_in_executor(self._threads, _encode, encoder, prediction.exchange)
+        encoded.add_done_callback(partial(self._on_encoded, prediction))
 
-    def _on_prepared(
-        self,
-        model: Model,
-        version: ModelVersion,
-        exchange: Exchange,
-        answer: Answer,
-        timeout_s: float | None,
-        prepared: asyncio.Future[dict[str, Array]],
-    ) -> None:
+    def _on_encoded(self, prediction: _Prediction, encoded: asyncio.Future[dict[str, Array]]) -> None:
         self._num_processing -= 1
-        version.num_open -= 1
+        prediction.version.release()
+        exchange, version = prediction.exchange, prediction.version
         try:
-            tensors = prepared.result()
-            if exchange.is_abandoned:
-                return
+            tensors = encoded.result()
             num_rows = version.signature.validate(tensors)
-            exchange.on_abandoned = model.submit(
-                version, tensors, num_rows, answer, timeout_s=timeout_s, trace=exchange.trace
-            )
         except asyncio.CancelledError:
             exchange.respond(error_response(NotReady(reason="it is stopping")))
         except RequestError as error:
@@ -127,38 +115,71 @@ class PredictRoutes:
         except Exception:
             log.exception("the processor failed on a request")
             exchange.respond(message_response(500, "the processor failed on this request"))
+        else:
+            if not exchange.is_abandoned:
+                _submit(prediction, tensors, num_rows)
 
-    def _decode_later(
-        self, version: ModelVersion, exchange: Exchange, result: Mapping[str, Array] | RequestError
-    ) -> None:
+    def _decode_later(self, decoder: Decoder, exchange: Exchange, result: Mapping[str, Array] | RequestError) -> None:
         """Let the processor put the outputs into words; they are copied, since their memory is used again."""
         if isinstance(result, RequestError):
             exchange.respond(error_response(result))
             return
-        assert version.processor is not None, "only a processor's requests come here"
         outputs = {name: array.copy() for name, array in result.items()}
-        decoded = self._loop.run_in_executor(self._threads, version.processor.decode, outputs)
+        decoded = self._loop.run_in_executor(self._threads, decoder.decode, outputs)
         decoded.add_done_callback(partial(_respond_decoded, exchange))
 
     def _stream_later(
-        self, version: ModelVersion, exchange: Exchange, result: Mapping[str, Array] | RequestError
+        self, decoder: StreamingDecoder, exchange: Exchange, result: Mapping[str, Array] | RequestError
     ) -> None:
         """Let the processor put the outputs into words piece by piece, as the client takes them."""
         if isinstance(result, RequestError):
             exchange.respond(error_response(result))
             return
-        assert isinstance(version.processor, StreamingProcessor), "only requests of such a processor come here"
         outputs = {name: array.copy() for name, array in result.items()}
-        stream = EventStream(partial(version.processor.stream, outputs), self._threads)
+        stream = EventStream(partial(decoder.stream, outputs), self._threads)
         self._streams.add(stream)
         stream.on_end = partial(self._streams.discard, stream)
         exchange.respond(events_response(stream))
 
 
-def _encode(processor: Processor, exchange: Exchange) -> dict[str, Array]:
+@dataclass(frozen=True, slots=True)
+class _Prediction:
+    """A request that is with the processor before it is submitted."""
+
+    model: Served
+    version: ServedVersion
+    exchange: Exchange
+    answer: Answer
+    timeout_s: float | None
+
+
+def _submit(prediction: _Prediction, tensors: dict[str, Array], num_rows: int) -> None:
+    exchange = prediction.exchange
+    try:
+        exchange.on_abandoned = prediction.model.submit(
+            prediction.version,
+            tensors,
+            num_rows,
+            prediction.answer,
+            timeout_s=prediction.timeout_s,
+            trace=exchange.trace,
+        )
+    except RequestError as error:
+        exchange.respond(error_response(error))
+
+
+def _answer_lists(exchange: Exchange, result: Mapping[str, Array] | RequestError) -> None:
+    """Answer outputs that no processor puts into words."""
+    if isinstance(result, RequestError):
+        exchange.respond(error_response(result))
+    else:
+        exchange.respond(json_response({"outputs": {name: array.tolist() for name, array in result.items()}}))
+
+
+def _encode(encoder: Encoder, exchange: Exchange) -> dict[str, Array]:
     """Read the body and let the processor make tensors of it; a large form is too much work for the event loop."""
-    fields = decode_fields(exchange.body, _header(exchange, b"content-type"), file_fields(processor))
-    return processor.encode(fields)
+    fields = decode_fields(exchange.body, _header(exchange, b"content-type"), file_fields(encoder))
+    return encoder.encode(fields)
 
 
 def _header(exchange: Exchange, name: bytes) -> str:

@@ -16,8 +16,12 @@ from pathlib import Path
 
 from forwardpass.bundle import Bundle, is_bundle, open_bundle, versions_in
 from forwardpass.bundle.manifest import MANIFEST_NAME
-from forwardpass.errors import BundleError, ForwardpassError, NotFound
+from forwardpass.core.tensors import Signature
+from forwardpass.errors import BundleError, ForwardpassError, InvalidPipelines, MalformedRequest, NotFound
 from forwardpass.serve.models import Model, ModelConfig, Traffic
+from forwardpass.serve.pipelines import VERSION, Pipeline
+from forwardpass.serve.planning import PipelineConfig, StepConfig, find_cycles, plan_pipeline, planning_order
+from forwardpass.serve.served import Served
 from forwardpass.serve.settings import ModelSettings
 from forwardpass.serve.versions import ModelVersion
 
@@ -39,12 +43,13 @@ class IndexEntry:
 
 
 class Repository:
-    """The models of a server: those of `configs`, and the subfolders of `root`."""
+    """The models of a server: those of `configs`, and the subfolders of `root`; and the pipelines made of them."""
 
     def __init__(
         self,
         configs: Sequence[ModelConfig],
         *,
+        pipelines: Sequence[PipelineConfig] = (),
         root: Path | None,
         defaults: ModelSettings,
         grace_s: float,
@@ -61,12 +66,32 @@ class Repository:
         self._locks: dict[str, asyncio.Lock] = {}
         self._draining: set[asyncio.Task[None]] = set()
         self.models: dict[str, Model] = {}
+        self._pipelines = {config.name: Pipeline(config, self.find) for config in planning_order(pipelines)}
+        self._has_pipelines = False
+        """They are planned once all models are there."""
+
+    @property
+    def served(self) -> Mapping[str, Served]:
+        """Everything that answers to a name: models and pipelines."""
+        return {**self.models, **self._pipelines} if self._has_pipelines else self.models
+
+    def find(self, name: str) -> Served | None:
+        """Return what answers to a name."""
+        if self._has_pipelines and name in self._pipelines:
+            return self._pipelines[name]
+        return self.models.get(name)
+
+    @property
+    def pipelines(self) -> Sequence[Pipeline]:
+        """The pipelines that answer."""
+        return tuple(self._pipelines.values()) if self._has_pipelines else ()
 
     async def start(self) -> None:
         """Load every model. One that cannot be loaded ends the start, unless it is one of several in the folder.
 
         Raises:
             ForwardpassError: a model cannot be loaded.
+            InvalidPipelines: the steps of pipelines do not fit together; every mistake is named.
         """
         for name in self._known():
             try:
@@ -76,10 +101,26 @@ class Repository:
                     raise
         if not self.models and self._failures:
             raise next(iter(self._failures.values()))
+        if self._pipelines:
+            self._start_pipelines()
+
+    def _start_pipelines(self) -> None:
+        mistakes = [
+            f"the pipelines lead back to themselves: {' → '.join((*circle, circle[0]))}"
+            for circle in find_cycles([pipeline.config for pipeline in self._pipelines.values()])
+        ]
+        taken = [name for name in self._pipelines if name in self.models]
+        mistakes += [f"pipeline '{name}': a model has this name already" for name in taken]
+        self._has_pipelines = True
+        mistakes += self._plan()
+        if mistakes:
+            raise InvalidPipelines(mistakes=mistakes)
+        self._on_change()
 
     async def stop(self) -> None:
         """Drain and end everything."""
         models, self.models = self.models, {}
+        self._has_pipelines = False
         self._on_change()
         versions = [version for model in models.values() for version in model.versions.values()]
         await asyncio.gather(*(version.drain(0.0) for version in versions), *self._draining)
@@ -91,6 +132,7 @@ class Repository:
             NotFound: there is no such model.
             ForwardpassError: it cannot be loaded; what was served is still served.
         """
+        self._refuse_pipeline(name)
         config = self._config(name)
         async with self._locks.setdefault(name, asyncio.Lock()):
             try:
@@ -109,12 +151,13 @@ class Repository:
         Raises:
             NotFound: it is not loaded.
         """
+        self._refuse_pipeline(name)
         if name not in self.models:
             raise NotFound(what=f"model '{name[:64]}'", available=tuple(self.models))
         async with self._locks.setdefault(name, asyncio.Lock()):
             model = self.models.pop(name, None)
             self._unloaded.add(name)
-            self._on_change()
+            self._changed()
             if model is not None:
                 log.info("%s is unloaded", name)
                 await asyncio.gather(*(version.drain(self._grace_s) for version in model.versions.values()))
@@ -125,6 +168,7 @@ class Repository:
         Raises:
             ForwardpassError: it names a version that does not exist or cannot be loaded.
         """
+        self._refuse_pipeline(name)
         config = self._config(name)
         previous = self._configs.get(name)
         self._configs[name] = ModelConfig(name=name, path=config.path, settings=config.settings, traffic=traffic)
@@ -163,13 +207,24 @@ class Repository:
             if model is None:
                 reason = "unloaded" if name in self._unloaded else str(self._failures.get(name, "not loaded"))
                 entries.append(IndexEntry(name=name, version="", state="UNAVAILABLE", reason=reason))
+        for pipeline in self.pipelines:
+            reason = "" if pipeline.is_ready else pipeline.problem or "a model of it does not answer now"
+            state = "UNAVAILABLE" if reason else "READY"
+            entries.append(IndexEntry(name=pipeline.name, version=VERSION, state=state, reason=reason))
         return entries
 
     @property
     def is_ready(self) -> bool:
         """Whether every model that is meant to be served answers."""
         meant = {*self._known()} - self._unloaded
-        return bool(self.models) and all(name in self.models and self.models[name].is_ready for name in meant)
+        are_ready = bool(self.models) and all(name in self.models and self.models[name].is_ready for name in meant)
+        return are_ready and all(pipeline.is_ready or self._is_without(pipeline) for pipeline in self.pipelines)
+
+    def _is_without(self, pipeline: Pipeline) -> bool:
+        """Tell whether an operator has unloaded a model that the pipeline needs."""
+        models = [step.model for step in pipeline.config.steps]
+        inner = [self._pipelines[name] for name in models if name in self._pipelines]
+        return not self._unloaded.isdisjoint(models) or any(self._is_without(one) for one in inner)
 
     async def _load(self, config: ModelConfig) -> None:
         current = self.models.get(config.name)
@@ -193,7 +248,7 @@ class Repository:
                 await version.stop()
             raise
         self.models[config.name] = model
-        self._on_change()
+        self._changed()
         for version in fresh.values():
             log.info("loaded: %s", version.describe())
             for warning in version.warnings():
@@ -210,6 +265,52 @@ class Repository:
             task = asyncio.ensure_future(version.drain(self._grace_s))
             self._draining.add(task)
             task.add_done_callback(self._draining.discard)
+
+    def _changed(self) -> None:
+        """Plan the pipelines again, tell what is wrong with them now, and let the routes follow."""
+        if self._has_pipelines:
+            for mistake in self._plan():
+                log.warning("%s", mistake)
+        self._on_change()
+
+    def _plan(self) -> list[str]:
+        """Plan every pipeline with what is loaded; return the mistakes that were not there before."""
+        fresh = []
+        for pipeline in self._pipelines.values():
+            plan, mistakes = plan_pipeline(pipeline.config, self._signature_of)
+            problem = "; ".join(mistakes)
+            if problem != pipeline.problem:
+                fresh += mistakes
+            if plan is not None:
+                pipeline.use(plan)
+            else:
+                pipeline.problem = problem
+        return fresh
+
+    def _signature_of(self, step: StepConfig) -> Signature | str:
+        """Return what a step's model takes and gives, or why that is not known."""
+        inner = self._pipelines.get(step.model)
+        if inner is not None:
+            if step.version not in (None, VERSION):
+                return f"a pipeline has the version {VERSION} alone"
+            return "this pipeline cannot be served itself" if inner.problem else inner.signature
+        model = self.models.get(step.model)
+        if model is None:
+            failure = self._failures.get(step.model)
+            there = ", ".join(name for name in self.models) or "none"
+            return f"it could not be loaded: {failure}" if failure else f"there is no such model; there are {there}"
+        try:
+            versions = model.choices(step.version)
+        except NotFound as error:
+            return f"{str(error)[:1].lower()}{str(error)[1:]}".rstrip(".")
+        if any(version.signature != versions[0].signature for version in versions):
+            numbers = " and ".join(version.number for version in versions)
+            return f"its versions {numbers}, which share the requests, have different tensors; name one of them"
+        return versions[0].signature
+
+    def _refuse_pipeline(self, name: str) -> None:
+        if name in self._pipelines:
+            raise MalformedRequest(reason=f"'{name}' is a pipeline; it follows its models and has no state of its own")
 
     def _known(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys((*self._configs, *self._found())))

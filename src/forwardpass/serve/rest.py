@@ -8,9 +8,10 @@ from forwardpass.core.tensors import Array, TensorSpec
 from forwardpass.errors import MalformedRequest, RequestError
 from forwardpass.protocol import BINARY_TYPE, JSON_LENGTH_HEADER, NAMES, TIMEOUT_HEADER
 from forwardpass.serve.http import Exchange, Response
-from forwardpass.serve.models import Model
 from forwardpass.serve.oip import InferCall, decode_infer, decode_raw_infer, describe_tensors
+from forwardpass.serve.pipelines import Pipeline
 from forwardpass.serve.responses import error_response, json_response
+from forwardpass.serve.served import Described, Served, ServedVersion
 from forwardpass.serve.versions import ModelVersion
 
 __all__ = ["EXTENSIONS", "InferRoutes", "describe_config", "describe_model", "header_timeout_s"]
@@ -22,6 +23,8 @@ EXTENSIONS = (
     "schedule_policy",
     "statistics",
 )
+ENSEMBLE = "ensemble"
+"""What Triton calls a pipeline."""
 MAX_DIGITS = 9
 _TIMEOUT, _JSON_LENGTH = TIMEOUT_HEADER.encode(), JSON_LENGTH_HEADER.encode()
 
@@ -29,7 +32,7 @@ _TIMEOUT, _JSON_LENGTH = TIMEOUT_HEADER.encode(), JSON_LENGTH_HEADER.encode()
 class InferRoutes:
     """Inference and metadata."""
 
-    def infer(self, model: Model, version: str | None, exchange: Exchange) -> None:
+    def infer(self, model: Served, version: str | None, exchange: Exchange) -> None:
         """Run the model on the tensors of the body."""
         chosen = model.version(version)
         try:
@@ -59,32 +62,34 @@ class InferRoutes:
             trace=exchange.trace,
         )
 
-    def metadata(self, model: Model, version: str | None, exchange: Exchange) -> None:
+    def metadata(self, model: Served, version: str | None, exchange: Exchange) -> None:
         """Describe the inputs and outputs."""
         exchange.respond(json_response(describe_model(model, version)))
 
-    def config(self, model: Model, version: str | None, exchange: Exchange) -> None:
+    def config(self, model: Served, version: str | None, exchange: Exchange) -> None:
         """Describe how the model is run."""
         exchange.respond(json_response(describe_config(model, version)))
 
 
-def describe_model(model: Model, version: str | None) -> dict[str, object]:
+def describe_model(model: Served, version: str | None) -> dict[str, object]:
     """Return a model's metadata as the protocol has it."""
-    chosen = model.default if version is None else model.version(version)
-    form = chosen.variant.format.value
+    chosen = model.described(version)
     return {
         "name": model.name,
         "versions": list(model.versions) if version is None else [chosen.number],
-        "platform": f"{form}_{form}v1",
+        "platform": _platform(chosen),
         "inputs": describe_tensors(chosen.signature.inputs),
         "outputs": describe_tensors(chosen.signature.outputs),
-        "properties": {"variant": chosen.variant.name, "precision": chosen.variant.precision.value},
+        "properties": _properties(chosen),
     }
 
 
-def describe_config(model: Model, version: str | None) -> dict[str, object]:
+def describe_config(model: Served, version: str | None) -> dict[str, object]:
     """Return how a model is run, in Triton's words."""
-    chosen = model.default if version is None else model.version(version)
+    chosen = model.described(version)
+    if isinstance(chosen, Pipeline):
+        return _describe_pipeline(chosen)
+    assert isinstance(chosen, ModelVersion), "there are models and pipelines"
     is_batchable = chosen.signature.is_batchable
     return {
         "name": model.name,
@@ -101,6 +106,37 @@ def describe_config(model: Model, version: str | None) -> dict[str, object]:
     }
 
 
+def _describe_pipeline(pipeline: Pipeline) -> dict[str, object]:
+    """Return a pipeline as Triton describes an ensemble; how many rows it takes is left to its steps."""
+    signature = pipeline.signature
+    return {
+        "name": pipeline.name,
+        "platform": ENSEMBLE,
+        "backend": "",
+        "max_batch_size": 0,
+        "input": _configured(signature.inputs, is_batchable=False),
+        "output": _configured(signature.outputs, is_batchable=False),
+        "instance_group": [],
+        "parameters": {
+            "steps": {"string_value": pipeline.describe()},
+            "max_in_flight": {"string_value": str(pipeline.config.max_in_flight)},
+        },
+    }
+
+
+def _platform(chosen: Described) -> str:
+    if not isinstance(chosen, ModelVersion):
+        return ENSEMBLE
+    form = chosen.variant.format.value
+    return f"{form}_{form}v1"
+
+
+def _properties(chosen: Described) -> dict[str, str]:
+    if isinstance(chosen, ModelVersion):
+        return {"variant": chosen.variant.name, "precision": chosen.variant.precision.value}
+    return {"steps": chosen.describe()}
+
+
 def _configured(specs: Sequence[TensorSpec], *, is_batchable: bool) -> list[dict[str, object]]:
     """Describe tensors without their batch axis."""
     return [
@@ -113,7 +149,7 @@ def _configured(specs: Sequence[TensorSpec], *, is_batchable: bool) -> list[dict
     ]
 
 
-def _decode(exchange: Exchange, version: ModelVersion) -> InferCall:
+def _decode(exchange: Exchange, version: ServedVersion) -> InferCall:
     text = exchange.headers.get(_JSON_LENGTH)
     if text is None:
         return decode_infer(exchange.body, version.signature)

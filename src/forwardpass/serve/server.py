@@ -48,6 +48,7 @@ class Server:
         self._tls = _tls(settings)
         self.repository = Repository(
             config.models,
+            pipelines=config.pipelines,
             root=config.repository,
             defaults=settings.model,
             grace_s=settings.grace_s,
@@ -69,6 +70,7 @@ class Server:
             BundleError: a bundle cannot be trusted.
             ModelNotServed: a variant cannot be loaded, or answers differently on this machine.
             UnknownProcessor: no installed package provides a bundle's processor.
+            InvalidPipelines: the steps of pipelines do not fit together.
             AddressInUse: the port is taken.
         """
         self._connections = Connections(max_connections=self._settings.max_connections)

@@ -51,7 +51,7 @@ class ModelVersion:
         self.writer = ResponseWriter(model, number)
         self.processor: Processor | None = None
         self.num_open = 0
-        """Requests that are with the processor and still have to be submitted."""
+        """Requests that are with the processor, or in earlier steps of a pipeline, and still have to be submitted."""
         self._latency = LatencyEstimate(self.sizing.table)
         self._queue = BatchQueue(
             max_batch_rows=self.sizing.max_batch_rows,
@@ -142,6 +142,24 @@ class ModelVersion:
         )
         self._dispatcher.submit(request)
         return request.abandon
+
+    @property
+    def encoder(self) -> Processor | None:
+        """What makes tensors of a person's input."""
+        return self.processor
+
+    @property
+    def decoder(self) -> Processor | None:
+        """What puts the outputs into words."""
+        return self.processor
+
+    def hold(self) -> None:
+        """Announce a request that will be submitted, so that draining waits for it."""
+        self.num_open += 1
+
+    def release(self) -> None:
+        """Take the announcement back, after submitting or without it."""
+        self.num_open -= 1
 
     def failed(self, error: RequestError) -> None:
         """Count a request that did not come as far as the queue."""

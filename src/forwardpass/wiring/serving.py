@@ -108,11 +108,12 @@ def run_server(models: Sequence[Path | str], *, config: Path | None, repository:
     for_server = {name: value for name, value in given.items() if name not in names}
     settings = replace(read.settings, model=replace(read.settings.model, **for_models), **for_server)
     configs = tuple(replace(model, settings=replace(model.settings, **for_models)) for model in read.models)
-    _serve(models, ServeConfig(settings=settings, models=configs, repository=repository or read.repository))
+    whole = replace(read, settings=settings, models=configs, repository=repository or read.repository)
+    _serve(models, whole)
 
 
 def _serve(models: Sequence[Path | str], config: ServeConfig) -> None:
-    from forwardpass.serve import ServeConfig, serve
+    from forwardpass.serve import serve
 
     if config.repository is not None and not config.repository.is_dir():
         raise InvalidOption(option="--repository", value=str(config.repository), expected="a folder of models")
@@ -133,8 +134,7 @@ def _serve(models: Sequence[Path | str], config: ServeConfig) -> None:
             for name, path in quick.items():
                 _profile_in_background(server, name, open_bundle(path))
 
-        whole = ServeConfig(settings=config.settings, models=tuple(configs), repository=config.repository)
-        serve(whole, on_ready=on_ready)
+        serve(replace(config, models=tuple(configs)), on_ready=on_ready)
 
 
 def _config(path: Path, settings: ModelSettings) -> ModelConfig:
