@@ -20,8 +20,8 @@ from forwardpass.serve.predicting import PredictRoutes
 from forwardpass.serve.repository import Repository
 from forwardpass.serve.responses import error_response, json_response, message_response, not_allowed
 from forwardpass.serve.rest import EXTENSIONS, InferRoutes
-from forwardpass.serve.tracing import Tracer
 from forwardpass.serve.served import Served
+from forwardpass.serve.tracing import Tracer
 
 __all__ = ["Application", "Endpoint"]
 
