@@ -21,7 +21,7 @@ import uvloop
 
 from forwardpass.bundle import read_name
 from forwardpass.core.tensors import Array
-from forwardpass.serve import ModelConfig, ModelSettings, ServeConfig, Server, ServeSettings
+from forwardpass.serve import ModelConfig, ModelSettings, PipelineConfig, ServeConfig, Server, ServeSettings
 
 PATIENCE_S = 60.0
 
@@ -115,7 +115,11 @@ def serving(bundle: Path, settings: ServeSettings | None = None) -> Iterator[Run
 
 @contextmanager
 def serving_models(
-    configs: Sequence[ModelConfig], *, root: Path | None = None, settings: ServeSettings | None = None
+    configs: Sequence[ModelConfig],
+    *,
+    root: Path | None = None,
+    settings: ServeSettings | None = None,
+    pipelines: Sequence[PipelineConfig] = (),
 ) -> Iterator[RunningServer]:
     """Serve models for the length of the block."""
     loop = uvloop.new_event_loop()
@@ -124,7 +128,9 @@ def serving_models(
 
     async def start() -> Server:
         chosen = settings or serve_settings()
-        server = Server(ServeConfig(settings=chosen, models=tuple(configs), repository=root))
+        server = Server(
+            ServeConfig(settings=chosen, models=tuple(configs), repository=root, pipelines=tuple(pipelines))
+        )
         await server.start()
         return server
 

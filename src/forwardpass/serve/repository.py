@@ -95,7 +95,7 @@ class Repository:
         """
         for name in self._known():
             try:
-                await self.load(name)
+                await self._load_named(name)
             except ForwardpassError:
                 if name in self._configs or len(self._known()) == 1:
                     raise
@@ -133,6 +133,9 @@ class Repository:
             ForwardpassError: it cannot be loaded; what was served is still served.
         """
         self._refuse_pipeline(name)
+        await self._load_named(name)
+
+    async def _load_named(self, name: str) -> None:
         config = self._config(name)
         async with self._locks.setdefault(name, asyncio.Lock()):
             try:
@@ -313,7 +316,9 @@ class Repository:
             raise MalformedRequest(reason=f"'{name}' is a pipeline; it follows its models and has no state of its own")
 
     def _known(self) -> tuple[str, ...]:
-        return tuple(dict.fromkeys((*self._configs, *self._found())))
+        """Return the names of all models; a folder that gets a pipeline's name later is left alone."""
+        taken = self._pipelines if self._has_pipelines else ()
+        return tuple(name for name in dict.fromkeys((*self._configs, *self._found())) if name not in taken)
 
     def _found(self) -> Sequence[str]:
         if self._root is None or not self._root.is_dir():
