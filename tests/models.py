@@ -175,14 +175,14 @@ def write_counter(path: Path) -> Path:
     return path
 
 
-def write_typed(path: Path, dtype: str) -> Path:
-    """Write `x [batch, 2] -> y [batch, 2]` of any dtype, which is the same."""
+def write_typed(path: Path, dtype: str, *, size: int = 2) -> Path:
+    """Write `x [batch, size] -> y [batch, size]` of any dtype, which is the same."""
     kind = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
     graph = helper.make_graph(
         [helper.make_node("Identity", ["x"], ["y"])],
         "typed",
-        [helper.make_tensor_value_info("x", kind, ["batch", 2])],
-        [helper.make_tensor_value_info("y", kind, ["batch", 2])],
+        [helper.make_tensor_value_info("x", kind, ["batch", size])],
+        [helper.make_tensor_value_info("y", kind, ["batch", size])],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
     onnx.checker.check_model(model)

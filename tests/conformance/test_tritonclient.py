@@ -17,6 +17,7 @@ import tritonclient.http.aio as triton_http_aio
 from tritonclient.utils import InferenceServerException
 
 from forwardpass.core.tensors import Array
+from forwardpass.serve import PipelineConfig, StepConfig
 from tests.e2e.serving import RunningServer, serve_settings, serving_models
 from tests.models import mlp_calls, write_bundle, write_mlp, write_typed
 
@@ -31,6 +32,9 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
         model = write_typed(folder / f"{dtype}.onnx", dtype)
         call = {"x": np.ones((1, 2), dtype)}
         write_bundle(folder / "repository" / f"echo-{dtype}", model, [call], name=f"echo-{dtype}")
+    model = write_typed(folder / "wide.onnx", "float32", size=10)
+    call = {"x": np.ones((1, 10), np.float32)}
+    write_bundle(folder / "repository" / "wide-echo", model, [call], name="wide-echo")
     return folder / "repository"
 
 
@@ -39,7 +43,9 @@ DTYPES = ("bool", "uint8", "int8", "int16", "uint16", "int32", "uint32", "int64"
 
 @pytest.fixture(scope="module")
 def served(root: Path) -> Iterator[RunningServer]:
-    with serving_models([], root=root, settings=serve_settings(grpc_port=0)) as running:
+    twice = StepConfig(model="mlp", inputs={"pixels": "image"}, outputs={"scores": "x"})
+    pipeline = PipelineConfig(name="scores-twice", steps=(twice, StepConfig(model="wide-echo")))
+    with serving_models([], root=root, settings=serve_settings(grpc_port=0), pipelines=[pipeline]) as running:
         yield running
 
 
@@ -102,6 +108,28 @@ def test_tensors_go_and_come(client: tuple[Any, Any], right: Array, compression:
     assert (answer["id"] if module is triton_http else answer.id) == "mine"
     chosen = asked.infer("mlp", [pixels(module)], model_version="1", outputs=[module.InferRequestedOutput("scores")])
     np.testing.assert_array_equal(chosen.as_numpy("scores"), right)
+
+
+def test_a_pipeline_is_a_model_to_them(client: tuple[Any, Any], right: Array) -> None:
+    asked, module = client
+    as_json = {"as_json": True} if module is triton_grpc else {}
+    assert asked.is_model_ready("scores-twice")
+    described = asked.get_model_metadata("scores-twice", **as_json)
+    assert (described["platform"], described["inputs"][0]["name"]) == ("ensemble", "image")
+    configured = asked.get_model_config("scores-twice", **as_json)
+    assert configured.get("config", configured)["platform"] == "ensemble"
+    image = module.InferInput("image", list(PIXELS.shape), "FP32")
+    image.set_data_from_numpy(PIXELS)
+    result = asked.infer("scores-twice", [image], request_id="mine", timeout=5_000_000)
+    np.testing.assert_array_equal(result.as_numpy("y"), right)
+    asked.infer("scores-twice", [image], model_version="1")
+    statistics = asked.get_inference_statistics("scores-twice", **as_json)["model_stats"][0]
+    assert int(statistics["inference_stats"]["success"]["count"]) >= 2
+    with pytest.raises(InferenceServerException, match="Input 'pixels' is not an input of this model"):
+        asked.infer("scores-twice", [pixels(module)])
+    index = asked.get_model_repository_index(**as_json)
+    entries = {entry["name"]: entry for entry in (index["models"] if isinstance(index, dict) else index)}
+    assert entries["scores-twice"]["state"] == "READY"
 
 
 @pytest.mark.parametrize(("binary_in", "binary_out"), [(True, False), (False, True), (False, False)])

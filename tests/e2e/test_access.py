@@ -19,6 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from forwardpass.errors import Forbidden, InvalidKeyFile, InvalidOption, RateLimited, Unauthorized
+from forwardpass.serve import ModelConfig, PipelineConfig, StepConfig
 from forwardpass.serve.auth import KeyRing, OpenGate, Scope, new_key, read_keys, write_keys
 from tests.e2e.serving import (
     PATIENCE_S,
@@ -56,7 +57,10 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def guarded(bundle: Path, keys: dict[str, str]) -> Iterator[RunningServer]:
-    with serving(bundle, serve_settings(keys=Path(keys["path"]))) as running:
+    chosen = serve_settings(keys=Path(keys["path"]))
+    config = ModelConfig(name="mlp", path=bundle, settings=chosen.model)
+    pipeline = PipelineConfig(name="alone", steps=(StepConfig(model="mlp"),))
+    with serving_models([config], settings=chosen, pipelines=[pipeline]) as running:
         yield running
 
 
@@ -77,7 +81,8 @@ def test_every_route_asks_for_its_scope_and_no_other_key_passes(guarded: Running
         ("/v2/repository/models/nothing/unload", b"POST", Scope.ADMIN),
         ("/v1/models/nothing/traffic", b"PUT", Scope.ADMIN),
     ]
-    assert len(routes) > 15
+    assert ("/v2/models/alone/infer", b"POST", Scope.INFER) in routes
+    assert len(routes) > 25
     opened = {None: {"none", "infer", "read", "admin", "old"}, Scope.INFER: {"infer", "admin"}}
     opened |= {Scope.READ: {"read", "admin"}, Scope.ADMIN: {"admin"}}
     for path, method, scope in routes:

@@ -20,7 +20,7 @@ from schemathesis.checks import not_a_server_error, response_schema_conformance,
 
 from forwardpass.core.slo import Slo
 from forwardpass.errors import InvalidConfig
-from forwardpass.serve import read_config
+from forwardpass.serve import PipelineConfig, StepConfig, read_config
 from forwardpass.serve.logs import configure_logs
 from tests.e2e.serving import Background, RunningServer, eventually, infer_body, serve_settings, serving
 from tests.models import mlp_calls, write_bundle, write_mlp
@@ -189,6 +189,12 @@ name = "../up"
 path = "{bundle}"
 [[models]]
 workers = 1
+[[pipelines]]
+name = "a b"
+steps = [{{ model = "x" }}, {{ modle = "y" }}]
+max_in_flight = 0
+[[pipelines]]
+steps = []
 """)
     with pytest.raises(InvalidConfig) as caught:
         read_config(path)
@@ -204,9 +210,44 @@ workers = 1
         "models[1]: Invalid value '{'1': -1.0}' for split",
         "models[2].name: '../up' is no name",
         "models[3].path: is missing",
+        "pipelines[0].name: 'a b' is no name",
+        "pipelines[0].max_in_flight: Expected `int` >= 1",
+        "pipelines[0].steps[1].modle: is not known; there are model, version, inputs, outputs",
+        "pipelines[0].steps[1].model: is missing",
+        "pipelines[1].name: is missing",
+        "pipelines[1].steps: Expected `array` of length >= 1",
     ):
         assert part in told
-    assert len(caught.value.mistakes) == 10
+    assert len(caught.value.mistakes) == 16
+
+
+def test_a_pipeline_is_read_as_it_is_written(tmp_path: Path, bundle: Path) -> None:
+    path = tmp_path / "serve.toml"
+    path.write_text(f"""
+[[models]]
+name = "digits"
+path = "{bundle}"
+[[pipelines]]
+name = "both"
+timeout = 2
+slo = "p99=1s"
+[[pipelines.steps]]
+model = "digits"
+version = 1
+inputs = {{ pixels = "image" }}
+[[pipelines.steps]]
+model = "other"
+""")
+    (pipeline,) = read_config(path).pipelines
+    assert pipeline == PipelineConfig(
+        name="both",
+        steps=(StepConfig(model="digits", version="1", inputs={"pixels": "image"}), StepConfig(model="other")),
+        timeout_s=2.0,
+        slo=Slo.parse("p99=1s"),
+    )
+    path.write_text(path.read_text().replace('"both"', '"digits"'))
+    with pytest.raises(InvalidConfig, match="two models or pipelines are named 'digits'"):
+        read_config(path)
 
 
 def test_a_configuration_is_what_is_served_and_the_command_line_overrules_it(tmp_path: Path, bundle: Path) -> None:
