@@ -16,7 +16,13 @@ from tests.integration.torch_modules import build
 
 MODEL = "tests.integration.torch_modules:build"
 TINY = ProfileSettings(
-    batch_sizes=(1,), thread_counts=(1,), num_rounds=2, round_s=0.01, num_cold_starts=1, audit_budget_s=0.05
+    batch_sizes=(1,),
+    thread_counts=(1,),
+    num_rounds=2,
+    round_s=0.01,
+    num_cold_starts=1,
+    audit_budget_s=0.05,
+    ship_audit_s=0.0,
 )
 
 

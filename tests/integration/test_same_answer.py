@@ -17,9 +17,17 @@ from onnxruntime.quantization import QuantType, quantize_dynamic
 from forwardpass.core.protocols import Runtime
 from forwardpass.core.tensors import Array, Signature, Tensors
 from forwardpass.core.variants import BatchInvariance, Format, Precision, Variant
-from forwardpass.profile import InvarianceAudit, ProfileSettings, VariantProfile, audit_invariance, profile_variants
+from forwardpass.profile import (
+    InvarianceAudit,
+    ProfileSettings,
+    VariantProfile,
+    audit_invariance,
+    audit_variants,
+    profile_variants,
+)
 from forwardpass.runtimes import RuntimeOptions, open_runtime
 from forwardpass.runtimes.onnx import session_options
+from forwardpass.runtimes.options import num_available_cores
 from tests.models import write_mlp
 
 NUM_INPUTS, NUM_OUTPUTS = 512, 64
@@ -202,14 +210,27 @@ def profile(path: Path, pool: Tensors, *, thread_counts: tuple[int, ...] = (1,))
         audit_thread_counts=thread_counts,
     )
     calls = {1: ({name: array[:1] for name, array in pool.items()},), len(pool["x"]): (dict(pool),)}
-    variant = Variant(name="made", format=Format.ONNX, precision=Precision.FP32, location=str(path))
-
-    def silent(text: str, *, done: float) -> None:
-        assert text
-        assert done <= 1
-
-    (found,) = profile_variants([variant], calls, settings=settings, progress=silent)
+    (found,) = profile_variants([variant_of(path)], calls, settings=settings, progress=silent)
     return found
+
+
+def variant_of(path: Path) -> Variant:
+    return Variant(name="made", format=Format.ONNX, precision=Precision.FP32, location=str(path))
+
+
+def silent(text: str, *, done: float) -> None:
+    assert text
+    assert done <= 1
+
+
+def test_an_audit_by_itself_covers_everything_and_says_with_how_many_threads(linear: Path) -> None:
+    (found,) = audit_variants(
+        [variant_of(linear)], {12: (rows(),)}, settings=ProfileSettings.quick().with_full_audit(60), progress=silent
+    )
+    assert (found.verdict, found.gaps) == (BatchInvariance.BITWISE, ())
+    assert found.covered_batch_sizes == tuple(range(1, 34))
+    assert found.thread_counts == tuple(range(1, num_available_cores() + 1))
+    assert (found.is_same_in_fresh_processes, found.num_fresh_processes) == (True, 2)
 
 
 def test_a_model_that_rolls_dice_differs_in_a_fresh_process_and_from_itself(tmp_path: Path) -> None:

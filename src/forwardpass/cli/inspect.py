@@ -33,8 +33,10 @@ def command(bundle: str, *, as_json: bool) -> None:
 
 
 def _same_answer(variant: BundledVariant) -> str:
-    sizes = ", ".join(map(str, variant.exact_batch_sizes))
-    return f"{variant.invariance.value} ({sizes})" if sizes else variant.invariance.value
+    from forwardpass.profile.gaps import join_sizes
+
+    sizes = f" ({join_sizes(variant.exact_batch_sizes)} rows)" if variant.exact_batch_sizes else ""
+    return f"{variant.invariance.value}{sizes}"
 
 
 def _echo(bundle: Bundle) -> None:

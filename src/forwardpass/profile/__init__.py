@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from forwardpass.profile.audits import AnswerDigest, InvarianceAudit, InvarianceVerdict, PaddingFinding
     from forwardpass.profile.invariance import audit_invariance
     from forwardpass.profile.machine import describe_machine
-    from forwardpass.profile.measuring import profile_variants
+    from forwardpass.profile.measuring import audit_variants, profile_variants
     from forwardpass.profile.profiles import (
         Cell,
         ColdStart,
@@ -35,6 +35,7 @@ _HOMES = {
     "SkippedCell": "profiles",
     "VariantProfile": "profiles",
     "audit_invariance": "invariance",
+    "audit_variants": "measuring",
     "describe_machine": "machine",
     "profile_variants": "measuring",
     "speedup": "profiles",
@@ -52,6 +53,7 @@ __all__ = [
     "SkippedCell",
     "VariantProfile",
     "audit_invariance",
+    "audit_variants",
     "describe_machine",
     "profile_variants",
     "speedup",

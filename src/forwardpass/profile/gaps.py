@@ -20,7 +20,7 @@ def describe_gaps(
     """Return a sentence for each thing that was planned and not done; `num_run` counts the cases run of each block."""
     gaps = []
     if rows_are_alike:
-        gaps.append("All rows were alike, as made-up integers are: give real samples.")
+        gaps.append("All rows were alike, as made-up integers are: give real samples that differ.")
     planned = {block.batch_size for block in blocks if block.stage is Stage.EVERY_SIZE}
     missing = sorted(planned - set(covered))
     if is_mixing:

@@ -68,7 +68,7 @@ class _Bench:
 
 
 def _set_up(runtime: Runtime, pools: Sequence[Tensors]) -> _Bench:
-    chosen = tuple(pick_evenly(pools, MAX_POOLS))
+    chosen = tuple(pick_evenly(_by_shape(runtime.signature, pools), MAX_POOLS))
     axis = find_length_axis(runtime.signature)
     mask = axis.mask if axis is not None else ""
     made_up = [
@@ -77,6 +77,16 @@ def _set_up(runtime: Runtime, pools: Sequence[Tensors]) -> _Bench:
         if array.dtype.kind in "iu" and name != mask and array.size > 1 and bool((array == array.flat[0]).all())
     ]
     return _Bench(runtime=runtime, pools=chosen, length_axis=axis, made_up=frozenset(made_up))
+
+
+def _by_shape(signature: Signature, pools: Sequence[Tensors]) -> list[dict[str, Array]]:
+    """Put calls of one shape together until they have rows enough, so that calls of one row have neighbours, too."""
+    merged: dict[tuple[tuple[int, ...], ...], list[dict[str, Array]]] = {}
+    for pool in pools:
+        group = merged.setdefault(signature.shape_key(pool), [])
+        if sum(map(_num_rows, group)) < MAX_TARGETS:
+            group.append(dict(pool))
+    return [concatenate_rows(group) for group in merged.values()]
 
 
 def audit_invariance(runtime: Runtime, pools: Sequence[Tensors], *, budget_s: float) -> InvarianceAudit:
@@ -130,7 +140,10 @@ def digest_answers(runtime: Runtime, pools: Sequence[Tensors], batch_sizes: Sequ
         answers = [runtime.run(pool) for pool in pools[:MIN_TARGETS]]
         return (AnswerDigest(batch_size=1, sha256=_digest(answers)),)
     return tuple(
-        AnswerDigest(batch_size=size, sha256=_digest([runtime.run(call) for call in _digest_calls(pools, size)]))
+        AnswerDigest(
+            batch_size=size,
+            sha256=_digest([runtime.run(call) for call in _digest_calls(runtime.signature, pools, size)]),
+        )
         for size in batch_sizes
     )
 
@@ -174,12 +187,12 @@ def _affordable_sizes(row_s: float, budget_s: float) -> list[int]:
     return [size for size in DIGEST_SIZES if size == 1 or size * row_s <= SHARE_FOR_DIGESTS * budget_s]
 
 
-def _digest_calls(pools: Sequence[Tensors], size: int) -> list[dict[str, Array]]:
+def _digest_calls(signature: Signature, pools: Sequence[Tensors], size: int) -> list[dict[str, Array]]:
     """Return rows of different pools alone, or one batch of the largest rows."""
     if size == 1:
         chosen = pick_evenly(pools, MIN_TARGETS)
         return [_row(chosen[target.pool], target.row) for target in _targets(chosen)[:MIN_TARGETS]]
-    largest = pools[-1]
+    largest = _by_shape(signature, pools)[-1]
     rows = np.arange(size) % _num_rows(largest)
     return [{name: array[rows] for name, array in largest.items()}]
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 import random
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from forwardpass.core.measurement import Measurement
 from forwardpass.core.protocols import Progress
 from forwardpass.core.statistics import measure_median
 from forwardpass.core.variants import Variant
-from forwardpass.profile.audits import AnswerDigest, InvarianceAudit, conclude
+from forwardpass.profile.audits import AnswerDigest, InvarianceAudit, InvarianceVerdict, conclude
 from forwardpass.profile.pacing import CellPlan, plan_cells, predict_call_s, skip_reason
 from forwardpass.profile.process import ChildProcess
 from forwardpass.profile.profiles import (
@@ -36,12 +36,13 @@ from forwardpass.profile.profiles import (
 from forwardpass.profile.protocol import Audit, Audited, Digest, Digested, Open, Opened, Round, Rounds
 from forwardpass.profile.settings import ProfileSettings
 
-__all__ = ["profile_variants", "purpose_of"]
+__all__ = ["audit_variants", "profile_variants", "purpose_of"]
 
 _NUM_WARM_UP_CALLS = 1
 """Beside the one that every round begins with: that one allocates, this one tells how long a call takes."""
 
 _MIN_COLD_STARTS = 2
+_NUM_FRESH_PROCESSES = 2
 _ORDER_SEED = 20261101
 
 
@@ -56,16 +57,7 @@ def profile_variants(
         ForwardpassError: a variant cannot be loaded; the error is that of its runtime.
         ChildFailed: a process ended or hung before it answered.
     """
-    with tempfile.TemporaryDirectory(prefix="forwardpass-profile-") as folder:
-        paths = _save_calls(calls, settings, Path(folder))
-        num_calls = {size: len(calls[size]) for size in paths}
-        session = _Session(
-            records={variant.name: _Record(variant=variant) for variant in variants},
-            paths=paths,
-            num_calls=num_calls,
-            settings=settings,
-            progress=_Steps(progress, total=len(settings.thread_counts) * len(paths) + settings.num_cold_starts),
-        )
+    with _session(variants, calls, settings, progress) as session:
         for num_threads in settings.thread_counts:
             _sweep(session, num_threads)
         _compare_threads(session)
@@ -76,6 +68,44 @@ def profile_variants(
 def purpose_of(variant: Variant) -> str:
     """Return what `ChildFailed` says of a process that measures this variant; so its reader knows which one died."""
     return f"measuring the variant '{variant.name}'"
+
+
+def audit_variants(
+    variants: Sequence[Variant], calls: CallSets, *, settings: ProfileSettings, progress: Progress
+) -> tuple[InvarianceVerdict, ...]:
+    """Audit the same answer of every variant and measure nothing else; return the verdicts in the same order.
+
+    Raises:
+        ForwardpassError: a variant cannot be loaded; the error is that of its runtime.
+        ChildFailed: a process ended or hung before it answered.
+    """
+    with _session(variants, calls, settings, progress) as session:
+        for record in session.records.values():
+            session.progress.name(f"same answer of {record.variant.name}")
+            with session.spawn(record) as child:
+                child.ask(session.opening(record, settings.thread_counts[0]), Opened)
+                _audit(session, child, record, settings.thread_counts[0])
+        _compare_threads(session)
+        for record in session.records.values():
+            for _ in range(_NUM_FRESH_PROCESSES):
+                _start_cold(session, record, settings.thread_counts[0])
+        return tuple(_verdict_of(record) for record in session.records.values())
+
+
+@contextmanager
+def _session(
+    variants: Sequence[Variant], calls: CallSets, settings: ProfileSettings, progress: Progress
+) -> Iterator[_Session]:
+    """Write the calls where the children will read them, for as long as they do."""
+    with tempfile.TemporaryDirectory(prefix="forwardpass-profile-") as folder:
+        paths = _save_calls(calls, settings, Path(folder))
+        yield _Session(
+            records={variant.name: _Record(variant=variant) for variant in variants},
+            paths=paths,
+            num_calls={size: len(calls[size]) for size in paths},
+            settings=settings,
+            progress=_Steps(progress, total=len(settings.thread_counts) * len(paths) + settings.num_cold_starts),
+        )
 
 
 class _Steps:
@@ -156,10 +186,7 @@ def _sweep(session: _Session, num_threads: int) -> None:
         for name, record in session.records.items():
             children[name] = stack.enter_context(session.spawn(record))
             record.opened = children[name].ask(session.opening(record, num_threads), Opened)
-            if record.audit is None:
-                session.progress.name("same answer in any batch")
-                record.audit = children[name].ask(Audit(budget_s=session.settings.audit_budget_s), Audited).audit
-            record.by_threads[num_threads] = _digest(children[name], record)
+            _audit(session, children[name], record, num_threads)
         for batch_size in session.paths:
             session.progress(f"batch size {batch_size}, {_count(num_threads, 'thread')}")
             _measure_batch_size(session, children, num_threads=num_threads, batch_size=batch_size)
@@ -243,6 +270,14 @@ def _start_cold(session: _Session, record: _Record, num_threads: int) -> tuple[f
 # --- same answer ---------------------------------------------------------------------------------------------------
 
 
+def _audit(session: _Session, child: ChildProcess, record: _Record, num_threads: int) -> None:
+    """Audit a variant in its first process, and hash its answers in every one."""
+    if record.audit is None:
+        session.progress.name("same answer in any batch")
+        record.audit = child.ask(Audit(budget_s=session.settings.audit_budget_s), Audited).audit
+    record.by_threads[num_threads] = _digest(child, record)
+
+
 def _compare_threads(session: _Session) -> None:
     """Hash the answers with the numbers of threads that the sweep did not measure."""
     for num_threads in session.settings.audit_thread_counts:
@@ -264,7 +299,6 @@ def _digest(child: ChildProcess, record: _Record) -> list[AnswerDigest]:
 
 def _profile_of(record: _Record) -> VariantProfile:
     assert record.opened is not None, "every variant was opened"
-    assert record.audit is not None, "every variant was audited"
     return VariantProfile(
         variant=record.variant.name,
         runtime=record.opened.runtime,
@@ -274,8 +308,13 @@ def _profile_of(record: _Record) -> VariantProfile:
         skipped=tuple(record.skipped),
         cold_start=_cold_start_of(record.cold_starts),
         memory=_memory_of([opened for _, opened in record.cold_starts]),
-        invariance=conclude(record.audit, record.by_threads, record.fresh),
+        invariance=_verdict_of(record),
     )
+
+
+def _verdict_of(record: _Record) -> InvarianceVerdict:
+    assert record.audit is not None, "every variant was audited"
+    return conclude(record.audit, record.by_threads, record.fresh)
 
 
 def _cold_start_of(starts: Sequence[tuple[float, Opened]]) -> ColdStart:

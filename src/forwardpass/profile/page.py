@@ -8,9 +8,15 @@ from markupsafe import Markup
 
 from forwardpass.core.measurement import Machine, Measurement
 from forwardpass.core.variants import BatchInvariance
-from forwardpass.profile.gaps import join_sizes
+from forwardpass.profile.audits import InvarianceVerdict
 from forwardpass.profile.profiles import Cell, VariantProfile, speedup
-from forwardpass.profile.words import describe_batches, describe_padding, describe_processes, describe_threads
+from forwardpass.profile.words import (
+    describe_batches,
+    describe_comparisons,
+    describe_padding,
+    describe_processes,
+    describe_threads,
+)
 from forwardpass.report.charts import Bar, BarPart, Point, Series, line_chart, stacked_bars
 from forwardpass.report.format import (
     format_bytes,
@@ -191,11 +197,13 @@ def _same_answer(profiles: Sequence[VariantProfile]) -> Verdict:
             word="DIFFERS",
             state=State.WARN,
         )
-    bitwise = sum(profile.invariance.verdict is BatchInvariance.BITWISE for profile in profiles)
+    verdicts = [profile.invariance.verdict for profile in profiles]
+    fixed = verdicts.count(BatchInvariance.FIXED_SHAPES)
+    at_fixed = f", {fixed} more at fixed batch sizes" if fixed else ""
     return Verdict(
         label="Same answer",
         value=f"{len(profiles)} of {len(profiles)}",
-        note=f"{_count(bitwise, 'variant')} to the last bit.",
+        note=f"{_count(verdicts.count(BatchInvariance.BITWISE), 'variant')} to the last bit{at_fixed}.",
         word="KEPT",
         state=State.GOOD,
     )
@@ -348,34 +356,21 @@ def _invariance_section(profiles: Sequence[VariantProfile]) -> Section:
     columns = [
         Column(title="Variant"),
         Column(title="In any batch"),
-        Column(title="What that means", kind="wrap"),
+        Column(title="Across threads"),
+        Column(title="Fresh process"),
         Column(title="Greatest difference", kind="number"),
-        Column(title="Where it was", kind="wrap"),
         Column(title="Decisions differ", kind="number"),
         Column(title="Comparisons", kind="number"),
-        Column(title="Threads", kind="wrap"),
-        Column(title="Fresh process", kind="wrap"),
     ]
     rows = [_invariance_row(profile) for profile in profiles]
-    notes = [note for profile in profiles for note in _invariance_notes(profile)]
+    notes = [f"{profile.variant}: {note}" for profile in profiles for note in _invariance_notes(profile.invariance)]
     return Section(
         title="Same answer",
         lead="Rows were answered alone and again in batches of other sizes, at other positions, beside ordinary, "
         "outlying and zero neighbours; with other numbers of threads; and in newly started processes. Interference "
         "means that one request can change another's answer.",
-        parts=(render_table(columns, [RowGroup(rows=rows)]), *((render_notes(notes),) if notes else ())),
+        parts=(render_table(columns, [RowGroup(rows=rows)]), render_notes(notes)),
     )
-
-
-def _invariance_notes(profile: VariantProfile) -> list[str]:
-    """Say which sizes were covered, what padding does, and what was left out."""
-    found = profile.invariance
-    notes = []
-    if found.covered_batch_sizes:
-        notes.append(f"{profile.variant}: batch sizes {join_sizes(found.covered_batch_sizes)} were covered.")
-    if found.padding is not None:
-        notes.append(f"{profile.variant}: {describe_padding(found)}.")
-    return [*notes, *(f"{profile.variant}: {gap}" for gap in found.gaps)]
 
 
 def _invariance_row(profile: VariantProfile) -> list[str | Markup]:
@@ -386,14 +381,29 @@ def _invariance_row(profile: VariantProfile) -> list[str | Markup]:
     return [
         profile.variant,
         render_state(word, state),
-        describe_batches(found),
+        _sameness(found.is_same_across_threads, State.WARN),
+        _sameness(found.is_same_in_fresh_processes, State.BAD),
         difference if is_audited else "–",
-        found.worst_case or "–",
         f"{found.num_flips:,}" if is_audited else "–",
         f"{found.num_comparisons:,}",
-        describe_threads(found),
-        render_state("DIFFERS", State.BAD) if found.is_same_in_fresh_processes is False else describe_processes(found),
     ]
+
+
+def _sameness(is_same: bool | None, other: State) -> str | Markup:
+    if is_same is None:
+        return "one seen"
+    return render_state("SAME", State.GOOD) if is_same else render_state("DIFFERS", other)
+
+
+def _invariance_notes(found: InvarianceVerdict) -> list[str]:
+    """Say in words what the row means, how hard it was looked for, and what was left out."""
+    notes = [
+        f"{describe_batches(found)}; {describe_comparisons(found)}.",
+        f"{describe_threads(found)}; {describe_processes(found)}.",
+    ]
+    if found.padding is not None:
+        notes.append(f"{describe_padding(found)}.")
+    return [*notes, *found.gaps]
 
 
 def _numbers_section(profiles: Sequence[VariantProfile]) -> Section:

@@ -43,14 +43,14 @@ class ProfileSettings:
     """For the batch-invariance audit of one variant. It ends earlier when everything was compared."""
     audit_thread_counts: tuple[int, ...] = ()
     """Numbers of threads whose answers are compared though nothing else is measured with them."""
+    ship_audit_s: float = FULL_AUDIT_S
+    """For the full audit of each variant that goes into a bundle; with 0, the verdict of the search stays."""
     max_wait_s: float = 300.0
     """A child that gives no answer for so long has failed."""
 
-    def with_full_audit(self) -> ProfileSettings:
+    def with_full_audit(self, budget_s: float = FULL_AUDIT_S) -> ProfileSettings:
         """Return the same settings with time to compare everything, and every number of threads up to the cores."""
-        return replace(
-            self, audit_budget_s=FULL_AUDIT_S, audit_thread_counts=tuple(range(1, num_available_cores() + 1))
-        )
+        return replace(self, audit_budget_s=budget_s, audit_thread_counts=tuple(range(1, num_available_cores() + 1)))
 
     @classmethod
     def quick(cls) -> ProfileSettings:
@@ -64,4 +64,5 @@ class ProfileSettings:
             num_cold_starts=3,
             cold_start_budget_s=5.0,
             audit_budget_s=0.5,
+            ship_audit_s=0.0,
         )

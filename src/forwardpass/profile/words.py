@@ -36,11 +36,13 @@ def describe_comparisons(found: InvarianceVerdict) -> str:
     """Say how hard it was looked for, and what was worst."""
     if found.verdict is BatchInvariance.NOT_BATCHABLE:
         return "nothing to compare"
-    sizes = f", batch sizes {join_sizes(found.covered_batch_sizes)} covered" if found.covered_batch_sizes else ""
+    sizes = (
+        f", batch sizes {join_sizes(found.covered_batch_sizes)} covered" if len(found.covered_batch_sizes) > 1 else ""
+    )
     compared = f"{found.num_comparisons:,} comparisons{sizes}"
     if not found.worst_case:
         return f"{compared}, not a bit differed"
-    flips = f", {found.num_flips:,} decisions differ" if found.num_flips else ""
+    flips = _flips(found.num_flips)
     return f"{compared}, worst difference {found.max_difference:.2g} ({found.worst_case}){flips}"
 
 
@@ -52,7 +54,7 @@ def describe_threads(found: InvarianceVerdict) -> str:
     if found.is_same_across_threads:
         return f"the same bytes with {counts} threads"
     other = ", ".join(map(str, found.differing_thread_counts))
-    return f"other bytes with {other} than with {found.thread_counts[0]}: keep the number of threads fixed"
+    return f"other bytes with {other} threads than with {found.thread_counts[0]}: keep the number fixed"
 
 
 def describe_processes(found: InvarianceVerdict) -> str:
@@ -71,9 +73,15 @@ def describe_padding(found: InvarianceVerdict) -> str:
         return ""
     if padding.verdict is BatchInvariance.BITWISE:
         return f"the same bytes when padded to a longer neighbour, {padding.num_comparisons} comparisons"
-    flips = f", {padding.num_flips} decisions differ" if padding.num_flips else ""
+    flips = _flips(padding.num_flips)
     word = "up to rounding" if padding.verdict is BatchInvariance.TOLERANCE else "NOT the same"
     return (
         f"{word} when padded to a longer neighbour, {padding.num_comparisons} comparisons, "
         f"worst difference {padding.max_difference:.2g} ({padding.worst_case}){flips}"
     )
+
+
+def _flips(num: int) -> str:
+    if num == 0:
+        return ""
+    return ", 1 decision differs" if num == 1 else f", {num:,} decisions differ"

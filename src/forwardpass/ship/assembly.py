@@ -18,6 +18,7 @@ from forwardpass.core.variants import Precision
 from forwardpass.optimize import Candidate, Optimization, Verdict
 from forwardpass.predict import FLOAT_TOLERANCE, PackingList, VariantToPack, pack_bundle
 from forwardpass.runtimes import RuntimeOptions, open_runtime
+from forwardpass.ship.auditing import travels
 from forwardpass.ship.page import render_report
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ def assemble_bundle(
 ) -> Bundle:
     """Pack the chosen variant, first and default, and the float model."""
     baseline = conversion.variant.name
-    kept = [candidate for candidate in optimization.candidates if _travels(candidate, baseline)]
+    kept = [candidate for candidate in optimization.candidates if travels(candidate, baseline)]
     kept.sort(key=lambda candidate: candidate.verdict is not Verdict.CHOSEN)
     packing = PackingList(
         name=request.name,
@@ -87,14 +88,6 @@ def golden_tolerance(candidate: Candidate) -> float:
         return FLOAT_TOLERANCE
     error = candidate.relative_error.value if candidate.relative_error is not None else 0.0
     return max(SHARE_OF_OWN_ERROR * error, LEAST_QUANTISED_TOLERANCE)
-
-
-def _travels(candidate: Candidate, baseline: str) -> bool:
-    """Tell whether a candidate goes into the bundle: the chosen one, and the float model to fall back to.
-
-    The others can be made again by their recipes; their evidence travels in any case.
-    """
-    return candidate.verdict is Verdict.CHOSEN or candidate.variant.name == baseline
 
 
 def _to_pack(candidate: Candidate) -> VariantToPack:

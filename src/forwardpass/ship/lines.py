@@ -10,7 +10,8 @@ from forwardpass.core.measurement import Measurement
 from forwardpass.core.samples import SampleSplits
 from forwardpass.core.variants import BatchInvariance
 from forwardpass.optimize import Candidate, Optimization, OptimizeSettings
-from forwardpass.profile import VariantProfile
+from forwardpass.profile import InvarianceVerdict, VariantProfile
+from forwardpass.profile.gaps import join_sizes
 from forwardpass.report.format import format_bytes, format_measurement, format_ratio, format_seconds
 
 __all__ = ["checklist"]
@@ -145,23 +146,28 @@ def _same_answer_line(chosen: Candidate) -> CheckLine:
     audit = _profile(chosen).invariance
     notes = {
         BatchInvariance.BITWISE: "to the last bit, whatever else is in the batch",
-        BatchInvariance.FIXED_SHAPES: f"to the last bit in batches of {_sizes(audit.exact_batch_sizes)} rows",
+        BatchInvariance.FIXED_SHAPES: f"to the last bit in batches of {join_sizes(audit.exact_batch_sizes)} rows",
         BatchInvariance.TOLERANCE: "up to rounding, whatever else is in the batch",
         BatchInvariance.INTERFERENCE: "rows would change each other's answers: served one at a time",
         BatchInvariance.NOT_BATCHABLE: "served one request at a time",
     }
     return CheckLine(
         step="same answer",
-        what=f"alone against in a batch, {audit.num_comparisons} comparisons",
+        what=f"alone against in a batch, {audit.num_comparisons:,} comparisons",
         number=f"{audit.max_difference:.1e}" if audit.max_difference else "0",
         limit="served so that it holds",
         verdict=Verdict.MET,
-        note=notes[audit.verdict],
+        note=f"{notes[audit.verdict]}{_elsewhere(audit)}",
     )
 
 
-def _sizes(sizes: tuple[int, ...]) -> str:
-    return ", ".join(map(str, sizes))
+def _elsewhere(audit: InvarianceVerdict) -> str:
+    """Say whether other numbers of threads and other processes answer otherwise."""
+    threads = ", ".join(map(str, audit.differing_thread_counts))
+    notes = [f"; other bytes with {threads} threads than with {audit.thread_counts[0]}"] if threads else []
+    if audit.is_same_in_fresh_processes is False:
+        notes.append("; a new process answers with other bytes")
+    return "".join(notes)
 
 
 def _profile(candidate: Candidate) -> VariantProfile:

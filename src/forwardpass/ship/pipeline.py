@@ -22,6 +22,7 @@ from forwardpass.predict import GoldenCheck, verify_variant
 from forwardpass.profile import describe_machine
 from forwardpass.runtimes import runtime_versions
 from forwardpass.ship.assembly import assemble_bundle
+from forwardpass.ship.auditing import FullAudits, audit_travellers, with_full_audits
 from forwardpass.ship.lines import checklist
 from forwardpass.ship.store import StepStore, hash_file, step_key
 
@@ -29,8 +30,8 @@ __all__ = ["ShipRequest", "Shipment", "ship"]
 
 Document = TypeVar("Document")
 
-CONVERT, OPTIMIZE = "convert", "optimize"
-SHARE_OF_CONVERSION, SHARE_OF_OPTIMISATION = 0.1, 0.85
+CONVERT, OPTIMIZE, AUDIT = "convert", "optimize", "audit"
+SHARE_OF_CONVERSION, SHARE_OF_OPTIMISATION, SHARE_OF_AUDIT = 0.1, 0.75, 0.1
 """Of the time of a typical run, for the progress bar."""
 
 
@@ -92,6 +93,10 @@ def ship(request: ShipRequest, *, progress: Progress) -> Shipment:
         optimization = _optimize(
             request, conversion, store, data_key, resumed, _part(progress, SHARE_OF_CONVERSION, SHARE_OF_OPTIMISATION)
         )
+        if request.settings.profile.ship_audit_s:
+            part = _part(progress, SHARE_OF_CONVERSION + SHARE_OF_OPTIMISATION, SHARE_OF_AUDIT)
+            audits = _audit(request, conversion, optimization, store, data_key, resumed, part)
+            optimization = with_full_audits(optimization, audits)
         progress("packing the bundle", done=0.95)
         bundle, lines, golden = _pack(request, conversion, optimization)
     progress("done", done=1.0)
@@ -131,18 +136,7 @@ def _optimize(
     resumed: list[str],
     progress: Progress,
 ) -> Optimization:
-    model_key = hash_file(Path(conversion.variant.location))
-    key = step_key(
-        OPTIMIZE,
-        VERSION,
-        describe_machine(),
-        request.source_key,
-        model_key,
-        data_key,
-        request.metric.name,
-        request.metric.higher_is_better,
-        request.settings,
-    )
+    key = _search_key(OPTIMIZE, request, conversion, data_key)
 
     def run() -> Optimization:
         return optimize_model(
@@ -156,6 +150,45 @@ def _optimize(
         )
 
     return _once(store, OPTIMIZE, key, Optimization, run, resumed)
+
+
+def _audit(
+    request: ShipRequest,
+    conversion: Conversion,
+    optimization: Optimization,
+    store: StepStore,
+    data_key: str,
+    resumed: list[str],
+    progress: Progress,
+) -> FullAudits:
+    key = step_key(_search_key(AUDIT, request, conversion, data_key), optimization)
+
+    def run() -> FullAudits:
+        store.begin(AUDIT)
+        return audit_travellers(
+            optimization,
+            conversion.variant.name,
+            request.splits.validation,
+            settings=request.settings,
+            progress=progress,
+        )
+
+    return _once(store, AUDIT, key, FullAudits, run, resumed)
+
+
+def _search_key(step: str, request: ShipRequest, conversion: Conversion, data_key: str) -> str:
+    """Return what decides the outcome of the search and of everything after it."""
+    return step_key(
+        step,
+        VERSION,
+        describe_machine(),
+        request.source_key,
+        hash_file(Path(conversion.variant.location)),
+        data_key,
+        request.metric.name,
+        request.metric.higher_is_better,
+        request.settings,
+    )
 
 
 def _pack(

@@ -239,6 +239,16 @@ def test_token_ids_are_never_scaled_or_zeroed() -> None:
     assert seen == set(range(100, 164))
 
 
+def test_calls_of_one_row_are_each_others_neighbours() -> None:
+    def first_row_decides(x: Array) -> Array:
+        return row_by_row(np.broadcast_to(x[:1], x.shape))
+
+    singles = [{"x": pool["x"][row : row + 1]} for pool in pools() for row in range(4)]
+    found = audit_invariance(FakeRuntime(first_row_decides), singles, budget_s=600)
+    assert found.verdict is BatchInvariance.INTERFERENCE
+    assert "All rows were alike" not in found.gaps[0]
+
+
 def test_made_up_ids_meet_zeros_and_the_audit_says_that_all_rows_were_alike() -> None:
     def shared_table(x: Array) -> Array:
         return np.full((len(x), 4), x.mean(), np.float32)
@@ -246,7 +256,7 @@ def test_made_up_ids_meet_zeros_and_the_audit_says_that_all_rows_were_alike() ->
     ones = np.ones((4, 16), np.int64)
     found = audit_invariance(FakeRuntime(shared_table, dtype="int64"), [{"x": ones}], budget_s=600)
     assert found.verdict is BatchInvariance.INTERFERENCE
-    assert found.gaps[0] == "All rows were alike, as made-up integers are: give real samples."
+    assert found.gaps[0] == "All rows were alike, as made-up integers are: give real samples that differ."
 
 
 class MaskedRuntime:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
 
 from forwardpass.core.variants import BatchInvariance
+from forwardpass.profile import InvarianceVerdict, PaddingFinding
 from forwardpass.profile.page import render_profile_page
 from tests.models import MACHINE
 from tests.unit.profile.examples import example_profile
@@ -55,6 +57,36 @@ def page() -> str:
     fast = example_profile("int8", row_s=1e-3, round_p50_s=(1e-3,) * 5, batch_sizes=(1, 4), thread_counts=(1, 2))
     slow = example_profile("fp32", row_s=2e-3, round_p50_s=(2e-3,) * 5, batch_sizes=(1, 4), thread_counts=(1, 2))
     return render_profile_page([slow, fast], MACHINE, "shop model")
+
+
+def test_the_page_says_at_which_sizes_answers_agree_and_what_was_left_out() -> None:
+    found = InvarianceVerdict(
+        verdict=BatchInvariance.FIXED_SHAPES,
+        max_difference=3e-7,
+        worst_case="batch of 8, row 2, ordinary neighbours",
+        num_comparisons=1234,
+        exact_batch_sizes=(2, 3, 4, 8),
+        covered_batch_sizes=(1, 2, 3, 4, 8),
+        gaps=("Not covered for lack of time: batch sizes 5-7.",),
+        padding=PaddingFinding(max_difference=0.5, worst_case="4 of 8 positions", num_comparisons=6, num_flips=1),
+        thread_counts=(1, 2, 4),
+        is_same_across_threads=False,
+        differing_thread_counts=(4,),
+        is_same_in_fresh_processes=True,
+        num_fresh_processes=3,
+    )
+    text = outline(render_profile_page([replace(example_profile(), invariance=found)], MACHINE, "model")).text
+    for expected in (
+        "SAME AT FIXED SIZES",
+        "fp32: the same bytes in batches of 2-4, 8 rows: pad up to the next of them; 1,234 comparisons,",
+        "batch sizes 1-4, 8 covered, worst difference 3e-07 (batch of 8, row 2, ordinary neighbours).",
+        "fp32: other bytes with 4 threads than with 1: keep the number fixed; the same bytes in 3 fresh processes.",
+        "fp32: NOT the same when padded to a longer neighbour, 6 comparisons,",
+        "worst difference 0.5 (4 of 8 positions), 1 decision differs.",
+        "fp32: Not covered for lack of time: batch sizes 5-7.",
+        "0 variants to the last bit, 1 more at fixed batch sizes.",
+    ):
+        assert expected in text
 
 
 def test_the_page_loads_nothing_and_runs_nothing(page: str) -> None:
