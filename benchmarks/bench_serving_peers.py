@@ -19,11 +19,12 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -118,10 +119,27 @@ def tune(bench: Bench, rival: Rival) -> None:
     if known.exists() and (kept := json.loads(known.read_text()))["pins"] == pins:
         rates = kept["rates"]
     else:
-        rates = {str(place): _rate(bench, rival, place) for place in places} if len(places) > 1 else {}
+        rates = _rates(bench, rival, places) if len(places) > 1 else {}
         known.write_text(json.dumps({"pins": pins, "rates": rates}))
     bench.tuning[rival.name] = {place: round(rate, 1) for place, rate in rates.items()}
     bench.places[rival.name] = max(places, key=lambda place: rates.get(str(place), 0.0))
+
+
+def _rates(bench: Bench, rival: Rival, places: Sequence[Place]) -> dict[str, float]:
+    """Return the rate of every placement in which the rival starts.
+
+    Raises:
+        ServerFailed: it starts in none.
+    """
+    rates: dict[str, float] = {}
+    for place in places:
+        try:
+            rates[str(place)] = _rate(bench, rival, place)
+        except ServerFailed as failure:
+            say(f"{rival.name}, {place} failed: {failure}")
+            if place is places[-1] and not rates:
+                raise
+    return rates
 
 
 def _rate(bench: Bench, rival: Rival, place: Place) -> float:
@@ -175,7 +193,7 @@ def attempt(bench: Bench, rival: Rival, work: Callable[[], None]) -> None:
     """Do a part of the work for a rival; one that cannot is left out from then on, and the report says why."""
     try:
         work()
-    except (ServerFailed, EnvironmentFailed) as failure:
+    except (ServerFailed, EnvironmentFailed, subprocess.SubprocessError) as failure:
         bench.failures[rival.name] = str(failure)
         say(f"{rival.name} failed: {failure}")
 
@@ -200,14 +218,20 @@ def compare(workload: Workload, rivals: Sequence[Rival], plan: Plan, cache: Path
     bench.tuning["in process"] = searched
     for rival in rivals:
         attempt(bench, rival, partial(tune, bench, rival))
-    for number in range(plan.num_rounds):
-        note_limits(bench, row, setting)
-        others = [rival for rival in rivals if rival.name != OURS]
-        turn = number % max(len(others), 1)
-        for rival in (RIVALS[OURS], *others[turn:], *others[:turn]):
-            if rival.name not in bench.failures:
-                attempt(bench, rival, partial(measure, bench, rival, number))
+    with suppress(KeyboardInterrupt):  # then what there is by now is reported
+        for number in range(plan.num_rounds):
+            note_limits(bench, row, setting)
+            run_round(bench, rivals, number)
     return bench
+
+
+def run_round(bench: Bench, rivals: Sequence[Rival], number: int) -> None:
+    """Measure every server once: forwardpass first, as the others are offered its capacity, then in turn."""
+    others = [rival for rival in rivals if rival.name != OURS]
+    turn = number % max(len(others), 1)
+    for rival in (RIVALS[OURS], *others[turn:], *others[:turn]):
+        if rival.name not in bench.failures:
+            attempt(bench, rival, partial(measure, bench, rival, number))
 
 
 def note_limits(bench: Bench, row: Path, best: Setting) -> None:

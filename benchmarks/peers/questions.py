@@ -35,14 +35,14 @@ class Plan:
     num_rounds: int = 3
     connections: tuple[int, ...] = (1, 8, 32, 64)
     warm_up_s: float = 1.0
-    closed_s: float = 4.0
+    closed_s: float = 3.0
     tune_s: float = 2.0
-    probe_s: float = 5.0
-    num_probes: int = 8
-    goodput_s: float = 6.0
+    probe_s: float = 4.0
+    num_probes: int = 7
+    goodput_s: float = 5.0
     rates: tuple[float, ...] = (0.5, 0.8, 1.2, 2.0)
     """Offered, in capacities of forwardpass."""
-    calm_s: float = 8.0
+    calm_s: float = 6.0
     """How long is watched whether a server comes back after overload."""
     idle_s: float = 5.0
 
@@ -93,8 +93,10 @@ def ask_closed_loop(load: Load, plan: Plan, protocol: str, note: Note) -> float:
 
 
 def ask_idle(server: RunningServer, plan: Plan, note: Note) -> None:
-    """Note what the server costs while nobody asks."""
-    note("idle", "CPU, % of a core", 100 * server.idle_cpu(plan.idle_s))
+    """Note what the server costs while nobody asks, and how quiet the machine was otherwise."""
+    own, of_others = server.idle_cpu(plan.idle_s)
+    note("idle", "CPU, % of a core", 100 * own)
+    note("machine", "CPU that others used meanwhile, % of a core", 100 * of_others)
     note("idle", "memory, MB", server.memory_bytes() / 1e6)
 
 
@@ -144,6 +146,8 @@ def ask_overload(load: Load, workload: Workload, plan: Plan, *, capacity: float,
     question = "twice its own capacity"
     note(question, "offered/s", len(storm) / plan.goodput_s)
     note(question, "in time/s", _goodput(during, workload, plan.goodput_s))
+    num_late = int((during.is_ok & ~during.is_within(workload.slo_s)).sum())
+    note(question, "answered, but late, %", 100 * num_late / max(len(during.records), 1))
     note(question, "share of capacity in time, %", 100 * _goodput(during, workload, plan.goodput_s) / capacity)
     refusals_s = during.refusal_latencies_s
     note(question, "refused, %", 100 * len(refusals_s) / max(len(during.records), 1))

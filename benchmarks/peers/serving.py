@@ -52,11 +52,13 @@ class RunningServer:
                 total += times.user + times.system
         return total
 
-    def idle_cpu(self, seconds: float) -> float:
-        """Return how much of one core it uses while nobody asks."""
-        before, started_s = self.cpu_s(), time.monotonic()
+    def idle_cpu(self, seconds: float) -> tuple[float, float]:
+        """Return how many cores it uses while nobody asks, and how many the rest of the machine uses."""
+        own_before, all_before, started_s = self.cpu_s(), _machine_cpu_s(), time.monotonic()
         time.sleep(seconds)
-        return (self.cpu_s() - before) / (time.monotonic() - started_s)
+        elapsed_s = time.monotonic() - started_s
+        own, everything = self.cpu_s() - own_before, _machine_cpu_s() - all_before
+        return own / elapsed_s, max(everything - own, 0.0) / elapsed_s
 
     def memory_bytes(self) -> int:
         """Return the memory that its processes have of their own, and their share of what they have in common."""
@@ -94,6 +96,11 @@ def serving(
         yield server
     finally:
         _stop(child, server)
+
+
+def _machine_cpu_s() -> float:
+    times = psutil.cpu_times()
+    return float(sum(times) - times.idle - getattr(times, "iowait", 0.0) - getattr(times, "guest", 0.0))
 
 
 def free_port() -> int:
