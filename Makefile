@@ -39,4 +39,4 @@ demo: setup
 	$(BIN)/python examples/demo.py
 
 clean:
-	rm -rf .venv demo-output .forwardpass
+	rm -rf .venv .cache demo-output .forwardpass

@@ -1,0 +1,102 @@
+"""Environments of their own for foreign servers and clients whose dependencies do not fit beside ours.
+
+They are made once, below `.cache/` of the checkout (or `FORWARDPASS_TEST_CACHE`), from pinned requirements, and made
+anew when those change. What runs in them is a process that is spoken to over sockets or pipes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import sysconfig
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+CACHE = Path(os.environ.get("FORWARDPASS_TEST_CACHE", HERE.parents[1] / ".cache"))
+PATIENCE_S = 150.0
+NO_WHEEL = "No matching distribution found"
+
+
+def python_with(name: str) -> Path:
+    """Return the interpreter of the environment with the requirements in `name`.txt; skip where there is no wheel."""
+    requirements = HERE / f"{name}.txt"
+    text = f"{sys.version}\n{requirements.read_text()}"
+    folder = CACHE / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with (CACHE / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "complete").exists():
+            _make(folder, requirements)
+    return folder / "bin" / "python"
+
+
+def _make(folder: Path, requirements: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
+    # The requirements are complete, so nothing has to be resolved; and few of the modules are ever imported.
+    pip = [sys.executable, "-m", "pip", "--python", str(folder / "bin" / "python"), "--disable-pip-version-check"]
+    quick = ["install", "-q", "--no-deps", "--no-compile", "--only-binary=:all:"]
+    made = subprocess.run([*pip, *quick, "-r", str(requirements)], capture_output=True, text=True)
+    if made.returncode and NO_WHEEL in made.stderr:
+        pytest.skip(f"no wheel for this machine: {made.stderr.strip().splitlines()[-1]}")
+    assert made.returncode == 0, made.stderr
+    (folder / "complete").touch()
+
+
+@contextlib.contextmanager
+def running(python: Path, script: str, *arguments: str, ready_url: str) -> Iterator[None]:
+    """Run a server of this folder until the end of the block; it ends when its standard input does."""
+    library = sysconfig.get_config_var("LIBDIR")  # programs that embed Python find this one's, not the system's
+    environment = os.environ | {"LD_LIBRARY_PATH": f"{library}:{os.environ.get('LD_LIBRARY_PATH', '')}"}
+    log = CACHE / f"{script}.log"
+    with log.open("wb") as written:
+        process = subprocess.Popen(
+            [str(python), str(HERE / script), *arguments],
+            stdin=subprocess.PIPE,
+            stdout=written,
+            stderr=written,
+            env=environment,
+        )
+        try:
+            _wait(process, ready_url, log)
+            yield
+        finally:
+            assert process.stdin is not None, "it is a pipe"
+            process.stdin.close()
+            try:
+                process.wait(30)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def _wait(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
+    give_up_s = time.monotonic() + PATIENCE_S
+    while True:
+        with contextlib.suppress(urllib.error.URLError, OSError), urllib.request.urlopen(url, timeout=5) as answer:
+            if answer.status == 200:
+                return
+        assert process.poll() is None, f"it ended: {log.read_text(errors='replace')[-2000:]}"
+        assert time.monotonic() < give_up_s, f"it is not ready: {log.read_text(errors='replace')[-2000:]}"
+        time.sleep(0.2)
+
+
+def free_ports(count: int) -> list[int]:
+    """Return ports that are free now."""
+    with contextlib.ExitStack() as stack:
+        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [probe.getsockname()[1] for probe in probes]
