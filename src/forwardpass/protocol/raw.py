@@ -18,6 +18,7 @@ __all__ = ["MAX_RANK", "check_shape", "decode_raw", "encode_raw", "listed", "raw
 
 MAX_RANK = 16
 MAX_SIZE = 2**63 - 1
+MAX_ITEM_BYTES = 8
 MAX_SHOWN_RANK = 8
 _LENGTH = struct.Struct("<I")
 
@@ -28,9 +29,16 @@ def check_shape(shape: Sequence[int], spec: TensorSpec) -> int:
     Raises:
         TensorMismatch: no tensor has this shape.
     """
+    num_elements = math.prod(shape)
     if len(shape) > MAX_RANK or min(shape, default=0) < 0 or max(shape, default=0) > MAX_SIZE:
-        raise TensorMismatch(tensor=spec.name, reason=f"has the impossible shape {listed(shape)}", expected=str(spec))
-    return math.prod(shape)
+        raise _impossible(shape, spec)
+    if num_elements == 0 and math.prod(filter(None, shape)) > MAX_SIZE // MAX_ITEM_BYTES:
+        raise _impossible(shape, spec)  # numpy has no such array, empty though it would be
+    return num_elements
+
+
+def _impossible(shape: Sequence[int], spec: TensorSpec) -> TensorMismatch:
+    return TensorMismatch(tensor=spec.name, reason=f"has the impossible shape {listed(shape)}", expected=str(spec))
 
 
 def decode_raw(data: bytes | memoryview, shape: Sequence[int], spec: TensorSpec) -> Array:
