@@ -2,20 +2,31 @@
 
 The first pass finds the least and the greatest value of every tensor, the second counts its values in a histogram
 between them. Neither keeps a sample. From these a range is chosen: all values (`minmax`), all but the rarest
-(`percentile`), or the one whose clipping and rounding together cost least (`mse`).
+(`percentile`), or the one whose clipping and rounding together cost least (`mse`). The counts after 1, 2, 4, 8, … calls
+are kept, too: they show when more samples stop moving the ranges.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 import numpy as np
 
 from forwardpass.core.tensors import Array
 
-__all__ = ["CalibrationMethod", "Range", "TensorHistogram", "calibrate", "choose_range"]
+__all__ = [
+    "CalibrationMethod",
+    "ConvergencePoint",
+    "Range",
+    "TensorHistogram",
+    "calibrate",
+    "choose_range",
+    "convergence",
+    "describe_convergence",
+    "distance_at_half",
+]
 
 NUM_BINS = 2048
 NUM_LEVELS = 255
@@ -46,6 +57,8 @@ class TensorHistogram:
     low: float = np.inf
     high: float = -np.inf
     counts: Array | None = None
+    marks: list[tuple[int, Array]] = field(default_factory=list)
+    """The counts as they were after so many calls."""
 
     def widen(self, values: Array) -> None:
         """First pass: take note of the least and the greatest value."""
@@ -59,6 +72,12 @@ class TensorHistogram:
         width = (self.high - self.low) or 1.0
         bins = ((values.reshape(-1).astype(np.float64) - self.low) * (NUM_BINS / width)).astype(np.int64)
         self.counts += np.bincount(np.clip(bins, 0, NUM_BINS - 1), minlength=NUM_BINS)
+
+    def mark(self, num_calls: int) -> None:
+        """Remember the counts as they are now."""
+        assert self.counts is not None, "a mark is set after something was counted"
+        if not self.marks or self.marks[-1][0] != num_calls:
+            self.marks.append((num_calls, self.counts.copy()))
 
     @property
     def centres(self) -> Array:
@@ -75,10 +94,63 @@ def calibrate(
     for tensors in calls():
         for name, values in tensors.items():
             histograms.setdefault(name, TensorHistogram()).widen(values)
-    for tensors in calls():
+    for number, tensors in enumerate(calls(), start=1):
         for name, values in tensors.items():
             histograms[name].count(values)
+            if number.bit_count() == 1:
+                histograms[name].mark(number)
+    for histogram in histograms.values():
+        histogram.mark(number)
     return histograms
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConvergencePoint:
+    """How far the ranges after some calls are from those after all, as a share of these; the mean over the tensors."""
+
+    num_calls: int
+    distance: float
+
+
+def convergence(histograms: Sequence[TensorHistogram], method: CalibrationMethod) -> tuple[ConvergencePoint, ...]:
+    """Return how the ranges of a calibration settle as calls come in; the last point is 0."""
+    points = []
+    for at, (num_calls, _) in enumerate(histograms[0].marks):
+        distances = [_distance(histogram, at, method) for histogram in histograms]
+        points.append(ConvergencePoint(num_calls=num_calls, distance=float(np.mean(distances))))
+    return tuple(points)
+
+
+def describe_convergence(points: Sequence[ConvergencePoint]) -> str:
+    """Write a curve as one line.
+
+    >>> describe_convergence([ConvergencePoint(num_calls=1, distance=0.4), ConvergencePoint(num_calls=2, distance=0.0)])
+    '1: 40.0 %, 2: 0.0 %'
+    """
+    return ", ".join(f"{point.num_calls}: {point.distance:.1%}".replace("%", " %") for point in points)
+
+
+def distance_at_half(points: Sequence[ConvergencePoint]) -> float:
+    """Return how far the ranges were when at most half of the calls had been seen; 1 where that was nothing.
+
+    >>> distance_at_half([ConvergencePoint(num_calls=n, distance=1 / n) for n in (1, 2, 4, 7)])
+    0.5
+    """
+    before = [point.distance for point in points if 2 * point.num_calls <= points[-1].num_calls]
+    return before[-1] if before else 1.0
+
+
+def _distance(histogram: TensorHistogram, at: int, method: CalibrationMethod) -> float:
+    now, final = (_range_of(histogram, histogram.marks[place][1], method) for place in (at, -1))
+    return (abs(now.low - final.low) + abs(now.high - final.high)) / ((final.high - final.low) or 1.0)
+
+
+def _range_of(histogram: TensorHistogram, counts: Array, method: CalibrationMethod) -> Range:
+    """Choose a range from the counts of some calls; the least and the greatest value are known up to a bin."""
+    if method is CalibrationMethod.MINMAX:
+        seen = histogram.centres[counts > 0]
+        return _with_zero(float(seen[0]), float(seen[-1]))
+    return choose_range(TensorHistogram(low=histogram.low, high=histogram.high, counts=counts), method)
 
 
 def choose_range(histogram: TensorHistogram, method: CalibrationMethod) -> Range:

@@ -12,7 +12,7 @@ from forwardpass.core.samples import Samples
 from forwardpass.core.tensors import Array
 from forwardpass.core.variants import Format, Precision, Step, Variant
 from forwardpass.errors import NothingGained, ParityFailed
-from forwardpass.optimize.calibration import CalibrationMethod
+from forwardpass.optimize.calibration import CalibrationMethod, convergence, describe_convergence, distance_at_half
 from forwardpass.optimize.smoothing import plan_smoothing, write_smoothed
 from forwardpass.optimize.values import NotTried
 from forwardpass.optimize.writers import (
@@ -56,6 +56,10 @@ FOLDED = "folded.onnx"
 
 SMOOTHED = "smoothed.onnx"
 """The same, smoothed."""
+
+RANGES_FROM_FINAL = "ranges_from_final_by_samples"
+RANGES_AT_HALF = "ranges_from_final_at_half"
+"""Parameters of a recipe: how the calibration has settled."""
 
 NUM_TRIAL_SAMPLES = 48
 """Enough to tell calibration methods apart, whose errors differ by tens of percent."""
@@ -151,6 +155,7 @@ def _static(workshop: Workshop, source: Path, target: Path) -> Step:
     errors = {method: _trial(workshop, source, plan, method, target) for method in CalibrationMethod}
     best = min(errors, key=lambda method: errors[method])
     write_static(source, target, plan, method=best, reduce_range=workshop.reduce_range)
+    points = convergence(list(plan.histograms.values()), best)
     return Step(
         operation="quantise-static",
         parameters=(
@@ -159,6 +164,8 @@ def _static(workshop: Workshop, source: Path, target: Path) -> Step:
             ("reduce_range", workshop.reduce_range),
             ("calibration", best.value),
             ("num_calibration_samples", len(workshop.calibration)),
+            (RANGES_FROM_FINAL, describe_convergence(points)),
+            (RANGES_AT_HALF, round(distance_at_half(points), 4)),
             ("num_nodes", len(plan.nodes)),
         ),
     )

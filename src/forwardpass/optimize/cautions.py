@@ -14,6 +14,8 @@ from forwardpass.core.slo import QualityFloor
 __all__ = ["Findings", "cautions"]
 
 FEW_CALIBRATION_SAMPLES = 32
+STABLE_RANGE_DISTANCE = 0.05
+"""Ranges a twentieth too narrow cut off the rarest values only: less than the calibration methods differ by."""
 FIDELITY_METRICS = frozenset(metric.name for metric in METRICS.values() if not metric.needs_labels)
 """They compare with the source: that all variants agree with it is a result, not a fault of the metric."""
 
@@ -26,6 +28,8 @@ class Findings:
     floor: QualityFloor
     floor_score: float
     num_calibration: int
+    range_distance: float
+    """How far the ranges of INT8 were from the final ones after half of the calibration samples, as a share."""
     validation: Samples
     scores: Mapping[str, Scores]
     """On the validation split, by variant."""
@@ -44,6 +48,11 @@ def _about_samples(findings: Findings) -> Iterator[str]:
         yield (
             f"Only {findings.num_calibration} calibration samples: the ranges of INT8 may miss values that occur "
             f"later. Give more samples; {FEW_CALIBRATION_SAMPLES * 8} are plenty."
+        )
+    elif findings.range_distance > STABLE_RANGE_DISTANCE:
+        yield (
+            f"The second half of the {findings.num_calibration} calibration samples still moved the ranges of INT8 by "
+            f"{100 * findings.range_distance:.1f} %: more would help. Give about twice as many."
         )
     num_validation = len(findings.validation)
     if findings.metric.needs_labels and num_validation * findings.floor.max_drop < 1:

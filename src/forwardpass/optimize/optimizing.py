@@ -24,7 +24,16 @@ from forwardpass.errors import (
     NothingToQuantise,
     StorageFailed,
 )
-from forwardpass.optimize.candidates import FOLDED, NOT_TRIED, SMOOTHED, Blueprint, Workshop, blueprints, build
+from forwardpass.optimize.candidates import (
+    FOLDED,
+    NOT_TRIED,
+    RANGES_AT_HALF,
+    SMOOTHED,
+    Blueprint,
+    Workshop,
+    blueprints,
+    build,
+)
 from forwardpass.optimize.cautions import Findings, cautions
 from forwardpass.optimize.choice import Choice, Facts, choose
 from forwardpass.optimize.evaluation import Answers, answer, score_answers, score_error
@@ -291,11 +300,18 @@ def _warnings(
         floor=settings.floor,
         floor_score=_floor(entries[0], metric, settings),
         num_calibration=len(calibration),
+        range_distance=_range_distance(entries),
         validation=validation,
         scores={entry.variant.name: entry.validation for entry in entries if entry.validation is not None},
         baseline=baseline.name,
     )
     return tuple(cautions(findings))
+
+
+def _range_distance(entries: Sequence[_Entry]) -> float:
+    steps = [step for entry in entries for step in entry.variant.recipe.steps]
+    found = [value for step in steps for name, value in step.parameters if name == RANGES_AT_HALF]
+    return max((value for value in found if isinstance(value, float)), default=0.0)
 
 
 def _sentence(error: Exception) -> str:

@@ -16,6 +16,7 @@ from forwardpass.optimize.calibration import (
     TensorHistogram,
     calibrate,
     choose_range,
+    convergence,
 )
 
 VALUES = hnp.arrays(np.float32, st.integers(1, 400), elements=st.floats(-100, 100, width=32))
@@ -60,3 +61,27 @@ def test_one_outlier_does_not_make_the_scale_coarse_for_all_others() -> None:
     assert choose_range(found, CalibrationMethod.MINMAX).high == 1000.0
     assert choose_range(found, CalibrationMethod.PERCENTILE).high < 10
     assert choose_range(found, CalibrationMethod.MSE).high < 1000.0
+
+
+@given(st.lists(VALUES, min_size=1, max_size=40), st.sampled_from(CalibrationMethod))
+def test_the_curve_of_convergence_ends_at_zero_and_that_of_all_values_only_falls(
+    calls: list[Array], method: CalibrationMethod
+) -> None:
+    found = calibrate(lambda: ({"x": values} for values in calls))["x"]
+    points = convergence([found], method)
+    assert [point.num_calls for point in points] == sorted(
+        {*(1 << e for e in range(6) if 1 << e <= len(calls)), len(calls)}
+    )
+    assert points[-1].distance == 0
+    if method is CalibrationMethod.MINMAX:
+        distances = [point.distance for point in points]
+        assert distances == sorted(distances, reverse=True)
+
+
+def test_a_stream_that_repeats_itself_has_settled_and_one_that_grows_has_not() -> None:
+    values = np.random.default_rng(3).standard_normal(500).astype(np.float32)
+    steady = calibrate(lambda: ({"x": values} for _ in range(64)))["x"]
+    growing = calibrate(lambda: ({"x": values * scale} for scale in range(1, 65)))["x"]
+    for method in CalibrationMethod:
+        assert max(point.distance for point in convergence([steady], method)) < 1e-3
+        assert convergence([growing], method)[-2].distance > 0.3

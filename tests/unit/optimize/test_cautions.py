@@ -31,6 +31,7 @@ SOUND = Findings(
     floor=QualityFloor(max_drop=0.01, is_relative=True),
     floor_score=0.94,
     num_calibration=200,
+    range_distance=0.01,
     validation=samples(),
     scores={"source": accuracy(0.95), "float": accuracy(0.95), "int8": accuracy(0.90)},
     baseline="float",
@@ -45,6 +46,10 @@ def test_a_sound_search_has_nothing_to_be_cautious_about() -> None:
     ("findings", "words"),
     [
         (replace(SOUND, num_calibration=24), "Only 24 calibration samples"),
+        (
+            replace(SOUND, range_distance=0.2),
+            "second half of the 200 calibration samples still moved the ranges of INT8 by 20.0 %",
+        ),
         (replace(SOUND, validation=samples(LABELS[:20])), "One of the 20 validation samples is more of accuracy than"),
         (replace(SOUND, validation=samples(LABELS * 0)), "All validation labels are the same"),
         (
