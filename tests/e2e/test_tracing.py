@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -15,7 +16,7 @@ import tritonclient.grpc as triton_grpc
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from forwardpass import Client
-from forwardpass.errors import InvalidOption, TensorMismatch
+from forwardpass.errors import InvalidOption, MissingExtra, TensorMismatch
 from forwardpass.serve.tracing import open_tracer
 from tests.e2e.serving import RunningServer, infer_body, post, serve_settings, serving
 from tests.models import mlp_calls, write_bundle, write_mlp, write_text_bundle
@@ -192,6 +193,12 @@ def test_a_collector_that_is_not_there_harms_nobody(bundle: Path) -> None:
     with serving(bundle, serve_settings(otlp="http://127.0.0.1:9")) as running:
         for _ in range(3):
             ask(running)
+
+
+def test_without_opentelemetry_the_command_that_installs_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.http.trace_exporter", None)
+    with pytest.raises(MissingExtra, match=r"Install it with: pip install 'forwardpass\[otel\]'"):
+        open_tracer("http://127.0.0.1:4318", sample=1.0)
 
 
 @pytest.mark.parametrize("url", ["", "collector:4318", "ftp://collector", "http://", "http://u:secret@collector"])

@@ -181,9 +181,12 @@ def translated(peer: Peer, limit_s: float | None) -> Iterator[None]:
 
 def _reason(error: OSError) -> str:
     """Return the system's words; asyncio puts its own around them, and joins those of all addresses of a name."""
-    text = getattr(error, "verify_message", "") or error.strerror or str(error) or type(error).__name__
+    if isinstance(error, ssl.SSLError):
+        words = getattr(error, "verify_message", "") or (error.reason or str(error)).replace("_", " ").lower()
+        return f"TLS failed ({words})"
+    text = error.strerror or str(error) or type(error).__name__
     number = error.errno or int((_ERRNO.search(text) or ["0", "0"])[1])
-    if number > 0 and not isinstance(error, socket.gaierror | ssl.SSLError):
+    if number > 0 and not isinstance(error, socket.gaierror):
         text = os.strerror(number)
     return text[:1].lower() + text[1:].rstrip(".")
 

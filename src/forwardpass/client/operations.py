@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike
 from forwardpass.client.documents import Index, ModelMetadata, ModelState, ModelStatistics, ServerMetadata, Statistics
 from forwardpass.client.receiving import Answer, BadAnswer
 from forwardpass.core.tensors import Array, TensorSpec
-from forwardpass.errors import MalformedRequest, TensorMismatch
+from forwardpass.errors import InvalidOption, MalformedRequest, TensorMismatch
 from forwardpass.protocol import (
     BINARY_TYPE,
     DATATYPES,
@@ -85,7 +85,9 @@ def infer(
 
     Raises:
         TensorMismatch: an input is nothing that the protocol can carry.
+        InvalidOption: the inputs are not by name, or the outputs no list of names.
     """
+    _check_names(inputs, outputs)
     parameters: dict[str, object] = {}
     if timeout_s is not None:
         parameters["timeout"] = max(int(timeout_s * MICROSECONDS), 1)
@@ -118,6 +120,15 @@ def infer(
         content_type=BINARY_TYPE if is_binary else JSON_TYPE,
         num_json_bytes=len(head) if is_binary else None,
     )
+
+
+def _check_names(inputs: object, outputs: object) -> None:
+    """Tell the two slips that no type checker saw."""
+    if not isinstance(inputs, Mapping):
+        expected = "arrays by name, such as {'pixels': array}"
+        raise InvalidOption(option="inputs", value=type(inputs).__name__, expected=expected)
+    if isinstance(outputs, str):
+        raise InvalidOption(option="outputs", value=outputs, expected=f"a list of names, such as ['{outputs}']")
 
 
 def _wanted(name: str, *, is_binary: bool) -> dict[str, object]:
