@@ -1,11 +1,17 @@
-"""The latency of a model by batch size: measured when a bundle is built, used by the batcher and the planner."""
+"""The latency of a model by batch size: measured when a bundle is built, corrected by what a server observes."""
 
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-__all__ = ["LatencyPoint", "LatencyTable"]
+__all__ = ["LatencyEstimate", "LatencyPoint", "LatencyTable"]
+
+SMOOTHING = 1 / 8
+DEVIATION_SMOOTHING = 1 / 4
+NUM_DEVIATIONS = 2.0
+"""As TCP estimates round trips (RFC 6298): a running mean and mean deviation need no history and forget old load."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +38,8 @@ class LatencyTable:
 
     num_threads: int
     points: tuple[LatencyPoint, ...]
+    row_size: int = 0
+    """Elements of one row, over all inputs, in the calls that were measured; 0 where nobody noted it."""
 
     def predict_s(self, num_rows: int) -> float:
         """Predict the tail latency (p95) of a call with `num_rows` rows."""
@@ -61,3 +69,123 @@ class LatencyTable:
             return latencies_s[-1] / sizes[-1] * num_rows
         share = (num_rows - sizes[at - 1]) / (sizes[at] - sizes[at - 1])
         return latencies_s[at - 1] + share * (latencies_s[at] - latencies_s[at - 1])
+
+
+class LatencyEstimate:
+    """Predicts how long a batch takes: from the bundle's table at first, then from what was observed.
+
+    What was observed is kept in buckets: the rows of a batch, and the elements of one row, in powers of two. Between
+    buckets it is interpolated; a bucket that was never seen takes the table's word, times how far the table has been
+    off elsewhere. A prediction never exceeds that of a larger batch, nor that of smaller batches run one after
+    another: so one outlier cannot keep a size from ever being tried again.
+    """
+
+    def __init__(self, table: LatencyTable | None) -> None:
+        self._table = table
+        self._bias = 1.0
+        self._seen: dict[int, dict[int, _Seen]] = {}
+        self._curves: dict[int, _Curve] = {}
+
+    def learn_table(self, table: LatencyTable) -> None:
+        """Take over a table that was measured after the start."""
+        self._table, self._bias = table, 1.0
+        self._curves.clear()
+
+    def predict_s(self, num_rows: int, row_size: int = 1) -> float:
+        """Predict the time of a batch, on the safe side of the mean; 0 while nothing is known."""
+        size = _bucket(row_size)
+        curve = self._curves.get(size)
+        if curve is None:
+            curve = self._curves[size] = self._curve(size)
+        return curve.at(num_rows)
+
+    def observe(self, num_rows: int, seconds: float, row_size: int = 1) -> None:
+        """Take note of a batch that has run."""
+        of_size = self._seen.setdefault(_bucket(row_size), {})
+        bucket = _bucket(num_rows)
+        if bucket in of_size:
+            of_size[bucket].add(num_rows, seconds)
+        else:
+            of_size[bucket] = _Seen(num_rows, seconds)
+        if self._table is not None:
+            ratio = seconds / max(_from_table(self._table, num_rows, row_size), 1e-9)
+            self._bias += SMOOTHING * (min(max(ratio, self._bias / 4), 4 * self._bias) - self._bias)
+        self._curves.clear()
+
+    def _curve(self, size: int) -> _Curve:
+        seen = self._seen.get(size) or self._scaled(size)
+        points = {bucket: (one.num_rows, one.safe_s) for bucket, one in seen.items()}
+        for point in self._table.points if self._table is not None else ():
+            expected_s = self._bias * _from_table(self._table, point.batch_size, size)
+            points.setdefault(_bucket(point.batch_size), (float(point.batch_size), expected_s))
+        return _Curve(sorted(points.values()))
+
+    def _scaled(self, size: int) -> dict[int, _Seen]:
+        """Return what is known of other sizes of rows, as if a larger row took longer in proportion."""
+        scaled: dict[int, _Seen] = {}
+        for other, of_size in sorted(self._seen.items(), reverse=True):
+            for bucket, one in of_size.items():
+                guess = one.times(max(1.0, size / other))
+                if bucket not in scaled or guess.safe_s < scaled[bucket].safe_s:
+                    scaled[bucket] = guess
+        return scaled
+
+
+class _Seen:
+    """Batches of about one size: running means of their rows and seconds, and of how far the seconds deviate."""
+
+    __slots__ = ("deviation_s", "mean_s", "num_rows")
+
+    def __init__(self, num_rows: float, mean_s: float, deviation_s: float | None = None) -> None:
+        self.num_rows = float(num_rows)
+        self.mean_s = mean_s
+        self.deviation_s = mean_s / 2 if deviation_s is None else deviation_s
+
+    def add(self, num_rows: int, seconds: float) -> None:
+        self.deviation_s += DEVIATION_SMOOTHING * (abs(seconds - self.mean_s) - self.deviation_s)
+        self.mean_s += SMOOTHING * (seconds - self.mean_s)
+        self.num_rows += SMOOTHING * (num_rows - self.num_rows)
+
+    def times(self, factor: float) -> _Seen:
+        return _Seen(self.num_rows, factor * self.mean_s, factor * self.deviation_s)
+
+    @property
+    def safe_s(self) -> float:
+        return self.mean_s + NUM_DEVIATIONS * self.deviation_s
+
+
+class _Curve:
+    """Seconds by rows: straight lines between points, and beyond the last one as many seconds per row as there."""
+
+    __slots__ = ("_rows", "_seconds")
+
+    def __init__(self, points: Sequence[tuple[float, float]]) -> None:
+        self._rows = [rows for rows, _ in points]
+        self._seconds = [seconds for _, seconds in points]
+        for at in range(1, len(points)):  # not slower than smaller batches one after another
+            ratio = self._rows[at] / self._rows[at - 1]
+            self._seconds[at] = min(self._seconds[at], self._seconds[at - 1] * max(ratio, 1.0))
+        for at in range(len(points) - 2, -1, -1):  # not slower than a larger batch
+            self._seconds[at] = min(self._seconds[at], self._seconds[at + 1])
+
+    def at(self, num_rows: int) -> float:
+        rows, seconds = self._rows, self._seconds
+        if not rows:
+            return 0.0
+        above = bisect_left(rows, num_rows)
+        if above == len(rows):
+            return seconds[-1] * num_rows / rows[-1]
+        if above == 0:
+            return seconds[0]
+        share = (num_rows - rows[above - 1]) / (rows[above] - rows[above - 1])
+        return seconds[above - 1] + share * (seconds[above] - seconds[above - 1])
+
+
+def _from_table(table: LatencyTable, num_rows: int, row_size: int) -> float:
+    larger = max(1.0, row_size / table.row_size) if table.row_size else 1.0
+    return table.predict_s(num_rows) * larger
+
+
+def _bucket(number: int) -> int:
+    """Return the next power of two."""
+    return 1 << (number - 1).bit_length()

@@ -21,9 +21,10 @@ from forwardpass.errors import (
     RequestError,
     RequestQuarantined,
 )
-from forwardpass.serve.batching import Batch, BatchQueue, LatencyEstimate, Ticket
+from forwardpass.core.batching import Batch, BatchQueue, Ticket
 from forwardpass.serve.channel import Done, Failed
 from forwardpass.serve.metrics import ModelMetrics
+from forwardpass.serve.padding import ShapePadding
 from forwardpass.serve.process import WorkerListener, WorkerProcess, WorkerState
 from forwardpass.serve.quarantine import Quarantine
 from forwardpass.serve.timers import call_at
@@ -33,6 +34,7 @@ __all__ = ["Answer", "Dispatcher", "Request", "Result"]
 Result: TypeAlias = dict[str, Array] | RequestError
 Answer: TypeAlias = Callable[[Result], None]
 HANG_FACTOR = 20
+NO_BATCH = Batch()
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
@@ -64,7 +66,7 @@ class _Lane:
 
     worker: WorkerProcess
     batch: Sequence[Request] = ()
-    num_rows: int = 0
+    running: Batch = field(default_factory=Batch)
     started_s: float = 0.0
     expected_s: float = 0.0
     hang_due_s: float = 0.0
@@ -84,15 +86,14 @@ class Dispatcher:
         model: str,
         signature: Signature,
         queue: BatchQueue,
-        latency: LatencyEstimate,
+        padding: ShapePadding,
         metrics: ModelMetrics,
         hang_s: float,
     ) -> None:
         self._model = model
         self._signature = signature
-        self._input_names = [spec.name for spec in signature.inputs]
         self._queue = queue
-        self._latency = latency
+        self._padding = padding
         self._metrics = metrics
         self._hang_s = hang_s
         self._loop = asyncio.get_running_loop()
@@ -170,31 +171,30 @@ class Dispatcher:
         for lane in self._lanes:
             while lane.is_free:
                 batch = self._next_batch()
-                if not batch:
+                if not batch.tickets:
                     return
                 self._start(lane, batch)
 
-    def _next_batch(self) -> Sequence[Request]:
+    def _next_batch(self) -> Batch:
         while self._retries:
             request = self._retries.popleft()
             if not request.is_abandoned and not request.is_answered:
-                return (request,)
+                return self._queue.batch_of(request)
         if not len(self._queue):
-            return ()
-        batch: Batch = self._queue.pop_batch(now_s=time.monotonic())
+            return NO_BATCH
+        batch = self._queue.pop_batch(now_s=time.monotonic())
         for late in batch.expired:
             self._expire(late)
         if batch.tickets:
             self._metrics.closed(batch.closed)
-        return batch.tickets  # type: ignore[return-value]  # only requests are submitted
+        return batch
 
-    def _start(self, lane: _Lane, batch: Sequence[Request]) -> None:
-        parts = ((name, [request.tensors[name] for request in batch]) for name in self._input_names)
-        placed = lane.worker.arena.place(parts)
-        lane.batch = batch
+    def _start(self, lane: _Lane, batch: Batch) -> None:
+        lane.batch = batch.tickets  # type: ignore[assignment]  # only requests are submitted
+        lane.running = batch
+        placed = lane.worker.arena.place(self._padding.stack(lane.batch, batch.num_rows))
         lane.started_s = time.monotonic()
-        lane.num_rows = sum(request.num_rows for request in batch)
-        lane.expected_s = self._latency.predict_s(lane.num_rows)
+        lane.expected_s = self._queue.predict_s(batch)
         lane.hang_due_s = lane.started_s + max(self._hang_s, HANG_FACTOR * lane.expected_s)
         if lane.hang_alarm is None or lane.hang_due_s < lane.hang_alarm.when():
             _cancel(lane.hang_alarm)
@@ -216,18 +216,17 @@ class Dispatcher:
     def _on_done(self, lane: _Lane, message: Done) -> None:
         batch, lane.batch = lane.batch, ()
         now_s = time.monotonic()
-        self._latency.observe(lane.num_rows, now_s - lane.started_s)
-        self._metrics.batch(lane.num_rows, message.compute_s)
+        self._queue.observe(lane.running, now_s - lane.started_s)
+        self._metrics.batch(sum(request.num_rows for request in batch), message.compute_s)
         outputs = {placed.name: lane.worker.arena.view(placed) for placed in message.outputs}
         start = 0
         for request in batch:
-            end = start + request.num_rows
             self._metrics.queued(lane.started_s - request.arrived_s)
             if request.is_accused:
                 self._quarantine.acquit((request.whole or request).tensors)
-            alone = len(batch) == 1
-            self._finish(request, outputs if alone else {name: array[start:end] for name, array in outputs.items()})
-            start = end
+            is_whole = len(batch) == 1 and request.num_rows == lane.running.num_rows
+            self._finish(request, outputs if is_whole else self._padding.part(outputs, start, request, lane.running))
+            start += request.num_rows
         self._pump()
 
     def _on_failed(self, lane: _Lane, message: Failed) -> None:
@@ -305,6 +304,8 @@ class _Gathering:
         part = Request(
             num_rows=min(end, whole.num_rows) - start,
             shape_key=whole.shape_key,
+            row_size=whole.row_size,
+            family=whole.family,
             deadline_s=whole.deadline_s,
             tensors={name: array[start:end] for name, array in whole.tensors.items()},
             answer=partial(self._on_part, number),

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 
 from forwardpass.core.tensors import Array
 from forwardpass.errors import RequestError
-from forwardpass.serve.batching import Closed
+from forwardpass.core.batching import Closed
 
 __all__ = ["BATCH_EDGES", "Histogram", "ModelMetrics", "SizeStatistics", "latency_edges"]
 

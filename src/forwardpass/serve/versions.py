@@ -15,7 +15,7 @@ from forwardpass.core.tensors import Array
 from forwardpass.core.variants import BatchInvariance
 from forwardpass.errors import ModelNotServed, NotReady, RequestError
 from forwardpass.processors import open_processor
-from forwardpass.serve.batching import NORMAL_PRIORITY, BatchQueue, LatencyEstimate, QueueStatistics
+from forwardpass.core.batching import NORMAL_PRIORITY, BatchQueue, LatencyEstimate, QueueStatistics
 from forwardpass.serve.channel import Failed, Ready
 from forwardpass.serve.dispatching import Answer, Dispatcher, Request
 from forwardpass.serve.metrics import ModelMetrics

@@ -11,7 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from forwardpass.core.latency import LatencyPoint, LatencyTable
 from forwardpass.errors import Overloaded
-from forwardpass.serve.batching import NORMAL_PRIORITY, BatchQueue, Closed, LatencyEstimate, Ticket
+from forwardpass.core.batching import NORMAL_PRIORITY, BatchQueue, Closed, LatencyEstimate, Ticket
 
 MAX_BATCH_ROWS = 8
 MAX_QUEUE_ROWS = 24

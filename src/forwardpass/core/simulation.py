@@ -1,0 +1,198 @@
+"""What the batcher would do: the same queue, in virtual time, in front of workers whose latency is a function.
+
+An hour of traffic takes seconds. The planner asks it for the tail latency and the goodput of a setting that nobody has
+deployed yet, and the server's own dispatcher is tested against it.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+import numpy as np
+
+from forwardpass.core.batching import NORMAL_PRIORITY, Batch, BatchQueue, Ticket
+from forwardpass.core.statistics import percentile
+from forwardpass.core.tensors import Array
+from forwardpass.errors import Overloaded
+
+__all__ = ["Arrival", "Fate", "SimulatedBatch", "Simulation", "poisson_arrivals", "simulate"]
+
+Service = Callable[[int, int], float]
+"""Seconds that a batch of so many rows, each of so many elements, takes."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Arrival:
+    """A request of the traffic: when it comes, how many rows it has, and within how many seconds it is of use."""
+
+    at_s: float
+    timeout_s: float
+    num_rows: int = 1
+    row_size: int = 1
+    shape_key: str = ""
+    priority: int = NORMAL_PRIORITY
+
+
+class Fate(StrEnum):
+    """What became of a request."""
+
+    ANSWERED = "answered"
+    REFUSED = "refused"
+    EXPIRED = "expired"
+    """It was dropped before it ran, or its answer came too late."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SimulatedBatch:
+    """What ran together: the numbers of the arrivals, in order."""
+
+    started_s: float
+    ended_s: float
+    arrivals: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Simulation:
+    """What became of every arrival. `latencies_s` is NaN for those that were not answered in time."""
+
+    fates: tuple[Fate, ...]
+    latencies_s: Array
+    batches: tuple[SimulatedBatch, ...]
+    duration_s: float
+    """From the first arrival to the last one."""
+
+    @property
+    def goodput(self) -> float:
+        """Requests answered in time, per second."""
+        return self.fates.count(Fate.ANSWERED) / self.duration_s if self.duration_s else 0.0
+
+    @property
+    def share_in_time(self) -> float:
+        """How many of the offered requests were answered in time, from 0 to 1."""
+        return self.fates.count(Fate.ANSWERED) / len(self.fates) if self.fates else 1.0
+
+    def latency_s(self, percent: float) -> float:
+        """Return a percentile of the latencies of those that were answered; NaN if there are none."""
+        answered = self.latencies_s[np.isfinite(self.latencies_s)]
+        return percentile(answered, percent) if len(answered) else float("nan")
+
+
+def poisson_arrivals(
+    rate_per_s: float, *, duration_s: float, timeout_s: float, generator: np.random.Generator
+) -> list[Arrival]:
+    """Return requests of one row that come independently of each other, `rate_per_s` on average."""
+    num = generator.poisson(rate_per_s * duration_s)
+    return [Arrival(at_s=float(at), timeout_s=timeout_s) for at in np.sort(generator.uniform(0, duration_s, num))]
+
+
+def simulate(
+    arrivals: Sequence[Arrival], queue: BatchQueue, *, service: Service, num_workers: int = 1
+) -> Simulation:
+    """Run the traffic, which is in order of time, through the queue and `num_workers` equal workers."""
+    run = _Run(arrivals, queue, service, num_workers)
+    run.play()
+    return Simulation(
+        fates=tuple(run.fates),
+        latencies_s=np.array(run.latencies_s),
+        batches=tuple(run.batches),
+        duration_s=arrivals[-1].at_s - arrivals[0].at_s if arrivals else 0.0,
+    )
+
+
+@dataclass(slots=True, eq=False, kw_only=True)
+class _Ticket(Ticket):
+    arrival: int
+
+
+@dataclass(order=True, slots=True)
+class _Running:
+    """A worker at work: when it is done, and what the queue expects."""
+
+    ended_s: float
+    number: int
+    expected_s: float = field(compare=False)
+    started_s: float = field(compare=False)
+    tickets: tuple[_Ticket, ...] = field(compare=False)
+    batch: Batch = field(compare=False)
+
+
+class _Run:
+    def __init__(self, arrivals: Sequence[Arrival], queue: BatchQueue, service: Service, num_workers: int) -> None:
+        self._arrivals = arrivals
+        self._queue = queue
+        self._service = service
+        self._num_free = num_workers
+        self._running: list[_Running] = []
+        self._num_started = 0
+        self.fates: list[Fate] = [Fate.EXPIRED] * len(arrivals)
+        self.latencies_s: list[float] = [float("nan")] * len(arrivals)
+        self.batches: list[SimulatedBatch] = []
+
+    def play(self) -> None:
+        for number, arrival in enumerate(self._arrivals):
+            self._finish_until(arrival.at_s)
+            self._arrive(number, arrival)
+        self._finish_until(float("inf"))
+
+    def _finish_until(self, now_s: float) -> None:
+        while self._running and self._running[0].ended_s <= now_s:
+            done = heapq.heappop(self._running)
+            self._num_free += 1
+            self._end(done)
+            self._pump(done.ended_s)
+
+    def _arrive(self, number: int, arrival: Arrival) -> None:
+        now_s = arrival.at_s
+        ticket = _Ticket(
+            num_rows=arrival.num_rows,
+            row_size=arrival.row_size,
+            shape_key=arrival.shape_key,
+            deadline_s=now_s + arrival.timeout_s,
+            priority=arrival.priority,
+            arrival=number,
+        )
+        self._forget(self._queue.drop_expired(now_s=now_s))
+        try:
+            self._queue.admit(ticket, now_s=now_s, busy_until_s=self._busy_until_s(now_s))
+        except Overloaded:
+            self.fates[number] = Fate.REFUSED
+            return
+        self._queue.put(ticket)
+        self._pump(now_s)
+
+    def _busy_until_s(self, now_s: float) -> float:
+        if self._num_free:
+            return now_s
+        return min(running.started_s + running.expected_s for running in self._running)
+
+    def _pump(self, now_s: float) -> None:
+        while self._num_free and len(self._queue):
+            batch = self._queue.pop_batch(now_s=now_s)
+            self._forget(batch.expired)
+            if not batch.tickets:
+                return
+            tickets = tuple(ticket for ticket in batch.tickets if isinstance(ticket, _Ticket))
+            seconds = self._service(batch.num_rows, batch.row_size)
+            expected_s = self._queue.predict_s(batch)
+            heapq.heappush(
+                self._running, _Running(now_s + seconds, self._num_started, expected_s, now_s, tickets, batch)
+            )
+            self._num_started += 1
+            self._num_free -= 1
+
+    def _end(self, done: _Running) -> None:
+        self._queue.observe(done.batch, done.ended_s - done.started_s)
+        arrivals = tuple(ticket.arrival for ticket in done.tickets)
+        self.batches.append(SimulatedBatch(started_s=done.started_s, ended_s=done.ended_s, arrivals=arrivals))
+        for ticket in done.tickets:
+            if done.ended_s <= ticket.deadline_s:
+                self.fates[ticket.arrival] = Fate.ANSWERED
+                self.latencies_s[ticket.arrival] = done.ended_s - self._arrivals[ticket.arrival].at_s
+
+    def _forget(self, tickets: Iterable[Ticket]) -> None:
+        for ticket in tickets:
+            assert isinstance(ticket, _Ticket), "only arrivals are put in"
+            self.fates[ticket.arrival] = Fate.EXPIRED
