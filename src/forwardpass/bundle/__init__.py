@@ -10,6 +10,7 @@ from forwardpass.bundle.manifest import (
     FileRecord,
     GoldenRecord,
     Manifest,
+    PaddingRecord,
     ProcessorRecord,
 )
 from forwardpass.bundle.reader import Bundle, GoldenCall, has_versions, is_bundle, open_bundle, read_name, versions_in
@@ -24,6 +25,7 @@ __all__ = [
     "GoldenCall",
     "GoldenRecord",
     "Manifest",
+    "PaddingRecord",
     "ProcessorRecord",
     "check_destination",
     "has_versions",

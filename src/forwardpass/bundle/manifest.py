@@ -19,6 +19,7 @@ __all__ = [
     "FileRecord",
     "GoldenRecord",
     "Manifest",
+    "PaddingRecord",
     "ProcessorRecord",
     "decode_manifest",
     "encode_manifest",
@@ -42,6 +43,13 @@ class GoldenRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     tolerance: float
 
 
+class PaddingRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How far answers move when rows are padded with zeros along a dynamic axis to the length of a longer one."""
+
+    axis: str
+    invariance: BatchInvariance
+
+
 class BundledVariant(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One runnable form in the bundle. `path` is relative to the bundle's folder."""
 
@@ -56,6 +64,8 @@ class BundledVariant(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     """The batch sizes, in increasing order, at which answers are bitwise equal to each other whatever the neighbours
     and the position; a server that pads every batch up to the next of them answers bitwise the same. Empty unless
     `invariance` is `FIXED_SHAPES`."""
+    padding: PaddingRecord | None = None
+    """None where it was not tried, or changes answers."""
     latency: tuple[LatencyTable, ...] = ()
     """One table for each number of threads that was measured."""
 

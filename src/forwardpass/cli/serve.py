@@ -33,6 +33,12 @@ __all__ = ["command"]
     "--max-batch", type=click.IntRange(min=1), default=None, help="Rows in one batch; default: from the profile."
 )
 @click.option(
+    "--same-answer",
+    type=click.Choice(["bitwise", "rounding"]),
+    default=None,
+    help="Keep answers equal to the last bit whatever shares the batch, where the variant can; default: bitwise.",
+)
+@click.option(
     "--max-queue", type=click.IntRange(min=1), default=None, help="Rows that may wait before requests are refused."
 )
 @click.option(
@@ -77,6 +83,7 @@ def command(
     config: Path | None,
     repository: Path | None,
     slo: str | None,
+    same_answer: str | None,
     log_format: str,
     log_requests: bool,
     **options: Any,
@@ -93,6 +100,7 @@ def command(
       curl localhost:8000/v2/models/digits
     """
     from forwardpass.core.slo import Slo
+    from forwardpass.serve import SameAnswer
     from forwardpass.serve.logs import configure_logs
     from forwardpass.wiring import run_server
 
@@ -100,6 +108,8 @@ def command(
     given = {_SETTINGS.get(name, name): value for name, value in options.items() if value is not None}
     if slo is not None:
         given["slo"] = Slo.parse(slo)
+    if same_answer is not None:
+        given["same_answer"] = SameAnswer(same_answer)
     if log_requests:
         given["log_requests"] = True
     run_server(bundles, config=config, repository=repository, **given)

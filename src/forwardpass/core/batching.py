@@ -40,6 +40,7 @@ MAX_LOOKED_AT = 256
 SIZE_SMOOTHING = 1 / 4
 """For the running mean of how large batches have been, by which a newcomer guesses how large its own will be."""
 
+
 @dataclass(slots=True, eq=False, kw_only=True)
 class Ticket:
     """A waiting request: how many rows it has, what it can be stacked with, and until when it is of use."""

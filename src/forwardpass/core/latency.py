@@ -115,9 +115,10 @@ class LatencyEstimate:
     def _curve(self, size: int) -> _Curve:
         seen = self._seen.get(size) or self._scaled(size)
         points = {bucket: (one.num_rows, one.safe_s) for bucket, one in seen.items()}
-        for point in self._table.points if self._table is not None else ():
-            expected_s = self._bias * _from_table(self._table, point.batch_size, size)
-            points.setdefault(_bucket(point.batch_size), (float(point.batch_size), expected_s))
+        if (table := self._table) is not None:
+            for point in table.points:
+                expected_s = self._bias * _from_table(table, point.batch_size, size)
+                points.setdefault(_bucket(point.batch_size), (float(point.batch_size), expected_s))
         return _Curve(sorted(points.values()))
 
     def _scaled(self, size: int) -> dict[int, _Seen]:

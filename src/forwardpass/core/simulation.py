@@ -88,9 +88,7 @@ def poisson_arrivals(
     return [Arrival(at_s=float(at), timeout_s=timeout_s) for at in np.sort(generator.uniform(0, duration_s, num))]
 
 
-def simulate(
-    arrivals: Sequence[Arrival], queue: BatchQueue, *, service: Service, num_workers: int = 1
-) -> Simulation:
+def simulate(arrivals: Sequence[Arrival], queue: BatchQueue, *, service: Service, num_workers: int = 1) -> Simulation:
     """Run the traffic, which is in order of time, through the queue and `num_workers` equal workers."""
     run = _Run(arrivals, queue, service, num_workers)
     run.play()
@@ -127,6 +125,7 @@ class _Run:
         self._num_free = num_workers
         self._running: list[_Running] = []
         self._num_started = 0
+        self._alarm_s = float("inf")
         self.fates: list[Fate] = [Fate.EXPIRED] * len(arrivals)
         self.latencies_s: list[float] = [float("nan")] * len(arrivals)
         self.batches: list[SimulatedBatch] = []
@@ -154,13 +153,16 @@ class _Run:
             priority=arrival.priority,
             arrival=number,
         )
-        self._forget(self._queue.drop_expired(now_s=now_s))
+        if now_s >= self._alarm_s:
+            self._forget(self._queue.drop_expired(now_s=now_s))
+            self._alarm_s = self._queue.earliest_deadline_s or float("inf")
         try:
             self._queue.admit(ticket, now_s=now_s, busy_until_s=self._busy_until_s(now_s))
         except Overloaded:
             self.fates[number] = Fate.REFUSED
             return
         self._queue.put(ticket)
+        self._alarm_s = min(self._alarm_s, ticket.deadline_s)
         self._pump(now_s)
 
     def _busy_until_s(self, now_s: float) -> float:

@@ -14,6 +14,7 @@ from forwardpass.bundle import (
     BundleWriter,
     GoldenRecord,
     Manifest,
+    PaddingRecord,
     ProcessorRecord,
     open_bundle,
 )
@@ -43,6 +44,7 @@ class VariantToPack:
     variant: Variant
     invariance: BatchInvariance
     exact_batch_sizes: tuple[int, ...] = ()
+    padding: PaddingRecord | None = None
     latency: tuple[LatencyTable, ...] = ()
     golden_tolerance: float = FLOAT_TOLERANCE
 
@@ -114,6 +116,7 @@ def _add_variant(writer: BundleWriter, item: VariantToPack, packing: PackingList
         recipe=variant.recipe,
         invariance=item.invariance,
         exact_batch_sizes=item.exact_batch_sizes,
+        padding=item.padding,
         golden=golden,
         latency=item.latency,
     )

@@ -34,9 +34,11 @@ class AnswerDigest:
 class PaddingFinding:
     """How far an answer moves when its row is padded, its mask with it, to the length of a longer neighbour.
 
-    `max_difference` is the greatest relative error against the row alone at its own length.
+    `axis` is the dynamic axis that was padded; `max_difference` is the greatest relative error against the row alone
+    at its own length.
     """
 
+    axis: str
     max_difference: float
     worst_case: str
     num_comparisons: int

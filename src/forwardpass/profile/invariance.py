@@ -296,6 +296,7 @@ def _audit_padding(bench: _Bench, row_s: float, budget_s: float) -> tuple[Paddin
         return None, ()
     worst = max(compared, key=lambda item: (item.where != "", item.difference.error))
     finding = PaddingFinding(
+        axis=bench.length_axis.axis,
         max_difference=worst.difference.error,
         worst_case=worst.where,
         num_comparisons=len(compared),

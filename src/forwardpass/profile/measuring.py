@@ -20,6 +20,7 @@ from forwardpass.core.calls import CallSets
 from forwardpass.core.measurement import Measurement
 from forwardpass.core.protocols import Progress
 from forwardpass.core.statistics import measure_median
+from forwardpass.core.tensors import Tensors
 from forwardpass.core.variants import Variant
 from forwardpass.profile.audits import AnswerDigest, InvarianceAudit, InvarianceVerdict, conclude
 from forwardpass.profile.pacing import CellPlan, plan_cells, predict_call_s, skip_reason
@@ -62,7 +63,8 @@ def profile_variants(
             _sweep(session, num_threads)
         _compare_threads(session)
         _measure_cold_starts(session)
-        return tuple(_profile_of(record) for record in session.records.values())
+        row_size = _row_size(calls[min(calls)])
+        return tuple(_profile_of(record, row_size) for record in session.records.values())
 
 
 def purpose_of(variant: Variant) -> str:
@@ -297,7 +299,13 @@ def _digest(child: ChildProcess, record: _Record) -> list[AnswerDigest]:
     return child.ask(Digest(batch_sizes=sizes), Digested).digests
 
 
-def _profile_of(record: _Record) -> VariantProfile:
+def _row_size(calls: Sequence[Tensors]) -> int:
+    """Return how many elements a row of the median call has, over all inputs."""
+    sizes = [sum(array.size // max(len(array), 1) for array in call.values() if array.ndim) for call in calls]
+    return sorted(sizes)[len(sizes) // 2]
+
+
+def _profile_of(record: _Record, row_size: int) -> VariantProfile:
     assert record.opened is not None, "every variant was opened"
     return VariantProfile(
         variant=record.variant.name,
@@ -309,6 +317,7 @@ def _profile_of(record: _Record) -> VariantProfile:
         cold_start=_cold_start_of(record.cold_starts),
         memory=_memory_of([opened for _, opened in record.cold_starts]),
         invariance=_verdict_of(record),
+        row_size=row_size,
     )
 
 

@@ -95,6 +95,8 @@ class VariantProfile:
     cold_start: ColdStart
     memory: Memory
     invariance: InvarianceVerdict
+    row_size: int = 0
+    """Elements of one row over all inputs, in the median call; 0 where nobody noted it."""
 
     @property
     def thread_counts(self) -> tuple[int, ...]:
@@ -150,6 +152,7 @@ class VariantProfile:
         return tuple(
             LatencyTable(
                 num_threads=num_threads,
+                row_size=self.row_size,
                 points=tuple(
                     LatencyPoint(batch_size=cell.batch_size, p50_s=cell.p50_s.value, p95_s=cell.p95_s.value)
                     for cell in sorted(self.cells, key=lambda cell: cell.batch_size)

@@ -13,12 +13,13 @@ if TYPE_CHECKING:
     from forwardpass.serve.models import ModelConfig, Traffic
     from forwardpass.serve.planning import PipelineConfig, StepConfig
     from forwardpass.serve.server import Server, serve
-    from forwardpass.serve.settings import ModelSettings, ServeSettings
+    from forwardpass.serve.settings import ModelSettings, SameAnswer, ServeSettings
 
 _HOMES = {
     "ModelConfig": "models",
     "ModelSettings": "settings",
     "PipelineConfig": "planning",
+    "SameAnswer": "settings",
     "ServeConfig": "config",
     "ServeSettings": "settings",
     "Server": "server",
@@ -33,6 +34,7 @@ __all__ = [
     "ModelConfig",
     "ModelSettings",
     "PipelineConfig",
+    "SameAnswer",
     "ServeConfig",
     "ServeSettings",
     "Server",

@@ -17,7 +17,7 @@ from forwardpass.serve.control import TrafficBody
 from forwardpass.serve.models import ModelConfig
 from forwardpass.serve.planning import PipelineConfig, StepConfig
 from forwardpass.serve.repository import MODEL_NAME
-from forwardpass.serve.settings import ModelSettings, ServeSettings
+from forwardpass.serve.settings import ModelSettings, SameAnswer, ServeSettings
 
 __all__ = ["ServeConfig", "describe_config", "name_of", "read_config"]
 
@@ -35,6 +35,7 @@ class _Defaults(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     timeout: _Seconds | None = None
     hang: _Seconds | None = None
     slo: str | None = None
+    same_answer: SameAnswer | None = None
 
 
 class _Model(_Defaults, forbid_unknown_fields=True, kw_only=True):

@@ -12,6 +12,7 @@ from typing import TypeAlias
 
 import numpy as np
 
+from forwardpass.core.batching import Batch, BatchQueue, Ticket
 from forwardpass.core.tensors import Array, Signature
 from forwardpass.errors import (
     DeadlineExceeded,
@@ -21,7 +22,6 @@ from forwardpass.errors import (
     RequestError,
     RequestQuarantined,
 )
-from forwardpass.core.batching import Batch, BatchQueue, Ticket
 from forwardpass.serve.channel import Done, Failed
 from forwardpass.serve.metrics import ModelMetrics
 from forwardpass.serve.padding import ShapePadding
@@ -89,8 +89,10 @@ class Dispatcher:
         padding: ShapePadding,
         metrics: ModelMetrics,
         hang_s: float,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._model = model
+        self._now_s = clock
         self._signature = signature
         self._queue = queue
         self._padding = padding
@@ -127,7 +129,7 @@ class Dispatcher:
             Overloaded: it would come too late.
             RequestQuarantined: the same tensors have ended two workers.
         """
-        now_s = request.arrived_s = time.monotonic()
+        now_s = request.arrived_s = self._now_s()
         if self._quarantine and (left_s := self._quarantine.seconds_left(request.tensors, now_s=now_s)):
             raise RequestQuarantined(seconds=left_s)
         try:
@@ -182,7 +184,7 @@ class Dispatcher:
                 return self._queue.batch_of(request)
         if not len(self._queue):
             return NO_BATCH
-        batch = self._queue.pop_batch(now_s=time.monotonic())
+        batch = self._queue.pop_batch(now_s=self._now_s())
         for late in batch.expired:
             self._expire(late)
         if batch.tickets:
@@ -193,7 +195,7 @@ class Dispatcher:
         lane.batch = batch.tickets  # type: ignore[assignment]  # only requests are submitted
         lane.running = batch
         placed = lane.worker.arena.place(self._padding.stack(lane.batch, batch.num_rows))
-        lane.started_s = time.monotonic()
+        lane.started_s = self._now_s()
         lane.expected_s = self._queue.predict_s(batch)
         lane.hang_due_s = lane.started_s + max(self._hang_s, HANG_FACTOR * lane.expected_s)
         if lane.hang_alarm is None or lane.hang_due_s < lane.hang_alarm.when():
@@ -206,7 +208,7 @@ class Dispatcher:
         lane.hang_alarm = None
         if not lane.batch:
             return
-        if time.monotonic() >= lane.hang_due_s:
+        if self._now_s() >= lane.hang_due_s:
             lane.worker.replace()
         else:
             lane.hang_alarm = call_at(self._loop, lane.hang_due_s, self._check_hang, lane)
@@ -215,7 +217,7 @@ class Dispatcher:
 
     def _on_done(self, lane: _Lane, message: Done) -> None:
         batch, lane.batch = lane.batch, ()
-        now_s = time.monotonic()
+        now_s = self._now_s()
         self._queue.observe(lane.running, now_s - lane.started_s)
         self._metrics.batch(sum(request.num_rows for request in batch), message.compute_s)
         outputs = {placed.name: lane.worker.arena.view(placed) for placed in message.outputs}
@@ -244,7 +246,7 @@ class Dispatcher:
         self._metrics.worker_lost()
         for request in batch:
             request.is_accused = True
-            seconds = self._quarantine.accuse((request.whole or request).tensors, now_s=time.monotonic())
+            seconds = self._quarantine.accuse((request.whole or request).tensors, now_s=self._now_s())
             if seconds:
                 self._finish(request, RequestQuarantined(seconds=seconds))
             else:
@@ -257,7 +259,7 @@ class Dispatcher:
             return
         request.is_answered = True
         if request.whole is None:
-            self._metrics.finished(result, time.monotonic() - request.arrived_s, request.num_rows)
+            self._metrics.finished(result, self._now_s() - request.arrived_s, request.num_rows)
         request.answer(result)
 
     # --- deadlines
@@ -274,7 +276,7 @@ class Dispatcher:
 
     def _ring(self) -> None:
         self._alarm = None
-        now_s = time.monotonic()
+        now_s = self._now_s()
         for late in self._queue.drop_expired(now_s=now_s):
             self._expire(late)
         running = [request for lane in self._lanes for request in (*lane.batch, *self._retries)]

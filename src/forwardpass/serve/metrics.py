@@ -10,9 +10,9 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
+from forwardpass.core.batching import Closed
 from forwardpass.core.tensors import Array
 from forwardpass.errors import RequestError
-from forwardpass.core.batching import Closed
 
 __all__ = ["BATCH_EDGES", "Histogram", "ModelMetrics", "SizeStatistics", "latency_edges"]
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
+from forwardpass.core.batching import LOWEST_PRIORITY, NORMAL_PRIORITY
 from forwardpass.core.tensors import Array
 from forwardpass.errors import NotFound, RequestError
-from forwardpass.core.batching import LOWEST_PRIORITY, NORMAL_PRIORITY
 from forwardpass.serve.dispatching import Answer
 from forwardpass.serve.served import ServedVersion
 from forwardpass.serve.settings import ModelSettings

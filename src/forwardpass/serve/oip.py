@@ -12,10 +12,10 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from forwardpass.core.batching import LOWEST_PRIORITY, NORMAL_PRIORITY
 from forwardpass.core.tensors import Array, Signature, TensorSpec
 from forwardpass.errors import MalformedRequest, TensorMismatch
 from forwardpass.protocol import DATATYPES, NAMES, NAMES_BY_DTYPE, decode_raw, decode_tensor, encode_list, raw_buffer
-from forwardpass.core.batching import LOWEST_PRIORITY, NORMAL_PRIORITY
 
 __all__ = [
     "InferCall",

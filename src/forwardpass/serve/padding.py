@@ -32,7 +32,11 @@ class ShapePadding:
         if not self._axes:
             return None
         return tuple(
-            tuple(size for size, dim in zip(tensors[spec.name].shape[1:], spec.shape[1:], strict=True) if dim not in self._axes)
+            tuple(
+                size
+                for size, dim in zip(tensors[spec.name].shape[1:], spec.shape[1:], strict=True)
+                if dim not in self._axes
+            )
             for spec in self._signature.inputs
         )
 
@@ -79,4 +83,6 @@ def _grown(part: Array, shape: tuple[int, ...]) -> Array:
 
 
 def _cut(rows: Array, spec: TensorSpec, sizes: dict[str, int]) -> Array:
-    return rows[tuple(slice(sizes[dim]) if isinstance(dim, str) and dim in sizes else slice(None) for dim in spec.shape)]
+    return rows[
+        tuple(slice(sizes[dim]) if isinstance(dim, str) and dim in sizes else slice(None) for dim in spec.shape)
+    ]

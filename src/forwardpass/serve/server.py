@@ -13,11 +13,11 @@ import ssl
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from forwardpass.core.batching import QueueStatistics
 from forwardpass.core.latency import LatencyTable
 from forwardpass.errors import AddressInUse, InvalidOption, MissingExtra
 from forwardpass.serve.app import Application
 from forwardpass.serve.auth import Gate, KeyRing, OpenGate
-from forwardpass.core.batching import QueueStatistics
 from forwardpass.serve.config import ServeConfig, describe_config
 from forwardpass.serve.connections import Connections
 from forwardpass.serve.http import HttpConnection

@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from enum import StrEnum
 from pathlib import Path
 
 from forwardpass.core.slo import Slo
 
-__all__ = ["ModelSettings", "ServeSettings"]
+__all__ = ["ModelSettings", "SameAnswer", "ServeSettings"]
+
+
+class SameAnswer(StrEnum):
+    """How equal the answers to a request have to be, whatever shares its batch."""
+
+    BITWISE = "bitwise"
+    """As equal as the bundle's evidence says they can be: to the last bit, where the variant can do that."""
+    ROUNDING = "rounding"
+    """Up to rounding: batches of any size, and shapes padded to each other, even where the last bits depend on it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,6 +33,7 @@ class ModelSettings:
     """The latency target, where the bundle's own is to be overruled or it has none."""
     timeout_s: float | None = None
     """Deadline of a request that names none; without it the target's limit, and without a target 30 seconds."""
+    same_answer: SameAnswer = SameAnswer.BITWISE
     hang_s: float = 60.0
     """A batch that runs longer than this, and twenty times longer than predicted, has hung: its worker is replaced."""
 

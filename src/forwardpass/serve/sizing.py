@@ -8,9 +8,9 @@ from forwardpass.bundle import BundledVariant
 from forwardpass.core.latency import LatencyTable
 from forwardpass.core.slo import Slo
 from forwardpass.core.variants import BatchInvariance
-from forwardpass.serve.settings import ModelSettings
+from forwardpass.serve.settings import ModelSettings, SameAnswer
 
-__all__ = ["Sizing", "choose_sizing", "max_batch_rows"]
+__all__ = ["Sizing", "allowed_rows", "choose_sizing", "max_batch_rows", "paddable_axes"]
 
 UNMEASURED_MAX_BATCH_ROWS = 32
 """For a variant whose batches were never measured; what it learns while serving corrects the predictions."""
@@ -30,6 +30,8 @@ class Sizing:
     num_workers: int
     max_batch_rows: int
     table: LatencyTable | None
+    batch_sizes: tuple[int, ...] = ()
+    """The only sizes that may run, where answers are the same for these alone; empty for any."""
 
 
 def choose_sizing(variant: BundledVariant, settings: ModelSettings, *, slo: Slo | None, num_cores: int) -> Sizing:
@@ -62,14 +64,35 @@ def max_batch_rows(variant: BundledVariant, table: LatencyTable | None) -> int:
     return table.best_batch_size if table is not None else UNMEASURED_MAX_BATCH_ROWS
 
 
+def paddable_axes(variant: BundledVariant, same_answer: SameAnswer) -> tuple[str, ...]:
+    """Return the axes along which requests may be padded to share a batch.
+
+    Padding has to keep what the variant keeps without it: where answers are the same to the last bit, rounding that
+    depends on the neighbours is admitted only if the operator asks for no more than that.
+    """
+    if variant.padding is None:
+        return ()
+    is_rounding_anyway = variant.invariance is BatchInvariance.TOLERANCE or same_answer is SameAnswer.ROUNDING
+    is_kept = variant.padding.invariance is BatchInvariance.BITWISE or is_rounding_anyway
+    return (variant.padding.axis,) if is_kept else ()
+
+
+def allowed_rows(num_rows: int, batch_sizes: tuple[int, ...]) -> int:
+    """Return the largest allowed size up to `num_rows`, or the smallest there is; any is allowed if none is named."""
+    return max((size for size in batch_sizes if size <= num_rows), default=min(batch_sizes, default=num_rows))
+
+
 def _sized(
     variant: BundledVariant, settings: ModelSettings, num_threads: int, num_workers: int, table: LatencyTable | None
 ) -> Sizing:
+    wanted = settings.max_batch_rows or max_batch_rows(variant, table)
+    batch_sizes = variant.exact_batch_sizes if settings.same_answer is SameAnswer.BITWISE else ()
     return Sizing(
         num_threads=num_threads,
         num_workers=num_workers,
-        max_batch_rows=settings.max_batch_rows or max_batch_rows(variant, table),
+        max_batch_rows=allowed_rows(wanted, batch_sizes),
         table=table,
+        batch_sizes=batch_sizes,
     )
 
 

@@ -9,20 +9,21 @@ import time
 from collections.abc import Callable, Sequence
 
 from forwardpass.bundle import Bundle
-from forwardpass.core.latency import LatencyTable
+from forwardpass.core.batching import NORMAL_PRIORITY, BatchQueue, QueueStatistics
+from forwardpass.core.latency import LatencyEstimate, LatencyTable
 from forwardpass.core.protocols import Processor
 from forwardpass.core.tensors import Array
 from forwardpass.core.variants import BatchInvariance
 from forwardpass.errors import ModelNotServed, NotReady, RequestError
 from forwardpass.processors import open_processor
-from forwardpass.core.batching import NORMAL_PRIORITY, BatchQueue, LatencyEstimate, QueueStatistics
 from forwardpass.serve.channel import Failed, Ready
 from forwardpass.serve.dispatching import Answer, Dispatcher, Request
 from forwardpass.serve.metrics import ModelMetrics
 from forwardpass.serve.oip import ResponseWriter
+from forwardpass.serve.padding import ShapePadding
 from forwardpass.serve.process import WorkerProcess, WorkerState
 from forwardpass.serve.settings import ModelSettings
-from forwardpass.serve.sizing import choose_sizing, max_batch_rows
+from forwardpass.serve.sizing import allowed_rows, choose_sizing, max_batch_rows, paddable_axes
 
 __all__ = ["ModelVersion"]
 
@@ -53,11 +54,13 @@ class ModelVersion:
         self.num_open = 0
         """Requests that are with the processor, or in earlier steps of a pipeline, and still have to be submitted."""
         self._latency = LatencyEstimate(self.sizing.table)
+        self._padding = ShapePadding(self.signature, paddable_axes(self.variant, settings.same_answer))
         self._queue = BatchQueue(
             max_batch_rows=self.sizing.max_batch_rows,
             max_queue_rows=settings.max_queue_rows,
             latency=self._latency,
             num_workers=self.sizing.num_workers,
+            batch_sizes=self.sizing.batch_sizes,
         )
         self._workers: list[WorkerProcess] = []
         self._is_stopped = False
@@ -65,7 +68,7 @@ class ModelVersion:
             model=model,
             signature=self.signature,
             queue=self._queue,
-            latency=self._latency,
+            padding=self._padding,
             metrics=self.metrics,
             hang_s=settings.hang_s,
         )
@@ -134,6 +137,8 @@ class ModelVersion:
         request = Request(
             num_rows=num_rows,
             shape_key=self.signature.shape_key(tensors),
+            row_size=sum(array.size for array in tensors.values()) // num_rows,
+            family=self._padding.family(tensors),
             deadline_s=time.monotonic() + timeout,
             priority=priority,
             tensors=tensors,
@@ -180,7 +185,7 @@ class ModelVersion:
         """Take over latencies that were measured after the start, and batch as they advise."""
         self._latency.learn_table(table)
         if self.settings.max_batch_rows is None:
-            self._queue.max_batch_rows = max_batch_rows(self.variant, table)
+            self._queue.max_batch_rows = allowed_rows(max_batch_rows(self.variant, table), self.sizing.batch_sizes)
 
     def statistics(self) -> QueueStatistics:
         """Return what the queue holds and has done."""
@@ -196,6 +201,9 @@ class ModelVersion:
         said = []
         if self.variant.invariance is BatchInvariance.INTERFERENCE:
             said.append(f"{self}: rows of '{self.variant.name}' change each other's answers; requests share no batch.")
+        if self.sizing.batch_sizes:
+            sizes = ", ".join(map(str, self.sizing.batch_sizes))
+            said.append(f"{self}: answers are the same only in batches of {sizes} rows; others are padded up to them.")
         fastest_s = self._latency.predict_s(1)
         if self.slo is not None and fastest_s > self.slo.limit_s:
             said.append(

@@ -8,15 +8,16 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from forwardpass.bundle import Bundle
+from forwardpass.bundle import Bundle, PaddingRecord
 from forwardpass.convert import Conversion
 from forwardpass.core.checklist import CheckLine
 from forwardpass.core.reference import TensorStatistics, summarise_samples, summarise_tensors
 from forwardpass.core.samples import Samples
 from forwardpass.core.tensors import Array
-from forwardpass.core.variants import Precision
+from forwardpass.core.variants import BatchInvariance, Precision
 from forwardpass.optimize import Candidate, Optimization, Verdict
 from forwardpass.predict import FLOAT_TOLERANCE, PackingList, VariantToPack, pack_bundle
+from forwardpass.profile import PaddingFinding
 from forwardpass.runtimes import RuntimeOptions, open_runtime
 from forwardpass.ship.auditing import travels
 from forwardpass.ship.page import render_report
@@ -96,9 +97,16 @@ def _to_pack(candidate: Candidate) -> VariantToPack:
         variant=candidate.variant,
         invariance=candidate.profile.invariance.verdict,
         exact_batch_sizes=candidate.profile.invariance.exact_batch_sizes,
+        padding=_padding(candidate.profile.invariance.padding),
         latency=candidate.profile.latency_tables(),
         golden_tolerance=golden_tolerance(candidate),
     )
+
+
+def _padding(finding: PaddingFinding | None) -> PaddingRecord | None:
+    if finding is None or finding.verdict is BatchInvariance.INTERFERENCE:
+        return None
+    return PaddingRecord(axis=finding.axis, invariance=finding.verdict)
 
 
 def _summarise_outputs(candidate: Candidate, samples: Samples) -> tuple[TensorStatistics, ...]:

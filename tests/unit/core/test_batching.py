@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from itertools import pairwise
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from forwardpass.core.latency import LatencyPoint, LatencyTable
+from forwardpass.core.batching import NORMAL_PRIORITY, BatchQueue, Closed, Ticket
+from forwardpass.core.latency import LatencyEstimate, LatencyPoint, LatencyTable
 from forwardpass.errors import Overloaded
-from forwardpass.core.batching import NORMAL_PRIORITY, BatchQueue, Closed, LatencyEstimate, Ticket
 
 MAX_BATCH_ROWS = 8
 MAX_QUEUE_ROWS = 24
@@ -166,6 +167,7 @@ def test_shapes_take_turns_by_their_oldest_ticket() -> None:
 
 
 def test_a_batch_does_not_grow_beyond_what_its_most_urgent_ticket_can_wait_for() -> None:
+    """The others have time enough for a full batch afterwards."""
     hurried = queue(LatencyEstimate(TABLE))
     fill(hurried, ticket(deadline_s=1.5), *(ticket() for _ in range(7)))
     batch = hurried.pop_batch(now_s=0.0)
@@ -179,14 +181,16 @@ def test_a_full_queue_refuses_and_says_when_to_come_back() -> None:
     fill(full, ticket(2))
     with pytest.raises(Overloaded) as caught:
         fill(full, ticket())
-    assert str(caught.value) == ("The server is overloaded: 2 rows are waiting, the limit is 2. Try again in 1.2 s.")
+    assert str(caught.value) == ("The server is overloaded: 2 rows are waiting, the limit is 2. Try again in 0.001 s.")
 
 
 def test_a_request_that_would_come_too_late_is_refused_at_once() -> None:
+    """Together with the one that waits it would take 1.2 s, once the worker is free in 5 s."""
     busy = queue(LatencyEstimate(TABLE))
     push(busy, ticket(), now_s=0.0, busy_until_s=5.0)
-    with pytest.raises(Overloaded, match="the predicted wait of 6 s is longer than the request's deadline allows"):
-        push(busy, ticket(deadline_s=6.5), now_s=0.0, busy_until_s=5.0)
+    push(busy, ticket(deadline_s=6.3), now_s=0.0, busy_until_s=5.0)
+    with pytest.raises(Overloaded, match=r"an answer would take 6.4 s, longer than the request's deadline allows"):
+        push(busy, ticket(deadline_s=6.3), now_s=0.0, busy_until_s=5.0)
 
 
 def test_predictions_follow_the_table_until_the_size_was_seen() -> None:
@@ -195,8 +199,31 @@ def test_predictions_follow_the_table_until_the_size_was_seen() -> None:
     for _ in range(100):
         estimate.observe(8, 4.0)
     assert estimate.predict_s(8) == pytest.approx(4.0, rel=1e-3)
-    assert estimate.predict_s(1) == 1.0
     assert LatencyEstimate(None).predict_s(3) == 0.0
+
+
+def test_what_is_slower_than_the_table_says_at_one_size_is_expected_to_be_so_at_others() -> None:
+    estimate = LatencyEstimate(TABLE)
+    for _ in range(100):
+        estimate.observe(8, 4.8)
+    assert estimate.predict_s(1) == pytest.approx(2.0, rel=1e-3)
+
+
+@given(
+    seen=st.lists(st.tuples(st.integers(1, 64), st.integers(1, 512), st.floats(1e-4, 10.0)), min_size=1, max_size=30),
+    table=st.sampled_from((None, TABLE)),
+    size=st.integers(1, 512),
+)
+def test_larger_batches_are_never_predicted_to_be_faster(
+    seen: list[tuple[int, int, float]], table: LatencyTable | None, size: int
+) -> None:
+    """And never slower than one row after another."""
+    estimate = LatencyEstimate(table)
+    for num_rows, row_size, seconds in seen:
+        estimate.observe(num_rows, seconds, row_size)
+    times = [estimate.predict_s(num_rows, size) for num_rows in range(1, 70)]
+    assert all(one <= other * (1 + 1e-9) for one, other in pairwise(times))
+    assert all(time <= times[0] * (1 + number) * (1 + 1e-9) for number, time in enumerate(times))
 
 
 @given(size=st.integers(1, 64), outlier_s=st.floats(1.0, 1e6))

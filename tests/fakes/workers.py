@@ -1,0 +1,37 @@
+"""A worker that takes as long as it is told, and answers each row with itself."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from forwardpass.serve.channel import Arena, Done, Placed
+from forwardpass.serve.process import WorkerListener, WorkerState
+
+__all__ = ["TimedWorker"]
+
+
+class TimedWorker:
+    """Stands for a `WorkerProcess` on the event loop; `service` says how many seconds so many rows take."""
+
+    def __init__(self, listener: WorkerListener, service: Callable[[int], float]) -> None:
+        self._listener = listener
+        self._service = service
+        self.state = WorkerState.IDLE
+        self.arena = Arena.create()
+        self.num_rows: list[int] = []
+
+    def run(self, inputs: tuple[Placed, ...]) -> None:
+        """Be busy for as long as the batch takes."""
+        self.state = WorkerState.BUSY
+        num_rows = inputs[0].shape[0]
+        self.num_rows.append(num_rows)
+        asyncio.get_running_loop().call_later(self._service(num_rows), self._done, inputs)
+
+    def replace(self) -> None:
+        """Never asked for here: nothing hangs."""
+        raise AssertionError("the worker did not hang")
+
+    def _done(self, inputs: tuple[Placed, ...]) -> None:
+        self.state = WorkerState.IDLE
+        self._listener.on_done(Done(self.arena.num_bytes, inputs, 0.0))

@@ -1,0 +1,175 @@
+"""The dispatcher in virtual time, in front of workers that take as long as they are told."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, TypeVar, cast
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from forwardpass.core.batching import BatchQueue
+from forwardpass.core.latency import LatencyEstimate, LatencyPoint, LatencyTable
+from forwardpass.core.simulation import Arrival, Fate, poisson_arrivals, simulate
+from forwardpass.core.tensors import Array, Signature, TensorSpec
+from forwardpass.errors import DeadlineExceeded, Overloaded, RequestError
+from forwardpass.serve.dispatching import Dispatcher, Request, Result
+from forwardpass.serve.metrics import ModelMetrics
+from forwardpass.serve.padding import ShapePadding
+from forwardpass.serve.process import WorkerListener, WorkerProcess
+from tests.fakes.virtual_time import VirtualTimeLoop
+from tests.fakes.workers import TimedWorker
+
+T = TypeVar("T")
+
+TOKENS = TensorSpec(name="tokens", dtype="int64", shape=("batch", "length"))
+SIGNATURE = Signature(inputs=(TOKENS,), outputs=(TOKENS,))
+TABLE = LatencyTable(
+    num_threads=1,
+    points=tuple(LatencyPoint(batch_size=n, p50_s=5e-3 + 0.5e-3 * n, p95_s=6e-3 + 0.5e-3 * n) for n in (1, 8, 32)),
+)
+
+
+def service(num_rows: int) -> float:
+    return 5e-3 + 0.5e-3 * num_rows
+
+
+def in_virtual_time(work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    loop = VirtualTimeLoop()
+    try:
+        return loop.run_until_complete(work())
+    finally:
+        loop.close()
+
+
+class Rig:
+    """A dispatcher with its fakes, on the loop that runs."""
+
+    def __init__(
+        self, loop: VirtualTimeLoop, queue: BatchQueue, *, num_workers: int = 1, axes: Sequence[str] = ()
+    ) -> None:
+        self.loop = loop
+        self.padding = ShapePadding(SIGNATURE, axes)
+        self.dispatcher = Dispatcher(
+            model="m",
+            signature=SIGNATURE,
+            queue=queue,
+            padding=self.padding,
+            metrics=ModelMetrics(slo_s=None),
+            hang_s=60.0,
+            clock=loop.time,
+        )
+        self.workers: list[TimedWorker] = []
+        for _ in range(num_workers):
+            self.dispatcher.add_worker(self._make)
+
+    def _make(self, listener: WorkerListener) -> WorkerProcess:
+        self.workers.append(TimedWorker(listener, service))
+        return cast(WorkerProcess, self.workers[-1])
+
+    def submit(self, tokens: Array, timeout_s: float, answer: Callable[[Result], None]) -> None:
+        tensors = {"tokens": tokens}
+        self.dispatcher.submit(
+            Request(
+                num_rows=len(tokens),
+                shape_key=SIGNATURE.shape_key(tensors),
+                row_size=tokens.shape[1],
+                family=self.padding.family(tensors),
+                deadline_s=self.loop.time() + timeout_s,
+                timeout_s=timeout_s,
+                tensors=tensors,
+                answer=answer,
+            )
+        )
+
+
+def new_queue(num_workers: int = 1, **changes: Any) -> BatchQueue:
+    named = {"max_batch_rows": 32, "max_queue_rows": 200, "num_workers": num_workers} | changes
+    return BatchQueue(latency=LatencyEstimate(TABLE), **named)
+
+
+@pytest.mark.parametrize("load", [0.5, 0.95, 1.3, 2.5])
+@pytest.mark.parametrize("num_workers", [1, 2])
+@pytest.mark.parametrize("slo_s", [0.05, 0.025])
+def test_the_dispatcher_does_what_the_simulation_says(load: float, num_workers: int, slo_s: float) -> None:
+    """Every request has the same fate at the same time, under every load."""
+    generator = np.random.default_rng(int(load * 10))
+    rate = load * num_workers * 32 / service(32)
+    arrivals = poisson_arrivals(rate, duration_s=2.0, timeout_s=slo_s, generator=generator)
+    expected = simulate(
+        arrivals, new_queue(num_workers), service=lambda rows, size: service(rows), num_workers=num_workers
+    )
+    fates = [Fate.EXPIRED] * len(arrivals)
+    latencies_s = [float("nan")] * len(arrivals)
+
+    async def play() -> None:
+        loop = cast(VirtualTimeLoop, asyncio.get_running_loop())
+        rig = Rig(loop, new_queue(num_workers), num_workers=num_workers)
+
+        def arrive(number: int, arrival: Arrival) -> None:
+            def answer(result: Result) -> None:
+                if isinstance(result, RequestError):
+                    assert isinstance(result, DeadlineExceeded)
+                else:
+                    assert result["tokens"].tolist() == [[number]]
+                    fates[number] = Fate.ANSWERED
+                    latencies_s[number] = loop.time() - arrival.at_s
+
+            try:
+                rig.submit(np.array([[number]]), arrival.timeout_s, answer)
+            except Overloaded:
+                fates[number] = Fate.REFUSED
+
+        for number, arrival in enumerate(arrivals):
+            loop.call_at(arrival.at_s, arrive, number, arrival)
+        done = loop.create_future()
+        loop.call_at(10.0, done.set_result, None)
+        await done
+        assert rig.dispatcher.is_idle
+
+    in_virtual_time(play)
+    assert fates == list(expected.fates)
+    np.testing.assert_allclose(latencies_s, expected.latencies_s, rtol=1e-6)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    lengths=st.lists(st.integers(1, 9), min_size=1, max_size=12),
+    rows=st.lists(st.integers(1, 3), min_size=12, max_size=12),
+    axes=st.sampled_from(((), ("length",))),
+    batch_sizes=st.sampled_from(((), (4, 8), (32,))),
+)
+def test_everybody_gets_their_own_rows_back_whatever_was_padded(
+    lengths: list[int], rows: list[int], axes: tuple[str, ...], batch_sizes: tuple[int, ...]
+) -> None:
+    requests = [
+        np.arange(num * length).reshape(num, length) + 1000 * number
+        for number, (num, length) in enumerate(zip(rows, lengths, strict=False))
+    ]
+    answers: dict[int, Array] = {}
+
+    async def play() -> list[int]:
+        loop = cast(VirtualTimeLoop, asyncio.get_running_loop())
+        rig = Rig(loop, new_queue(max_batch_rows=8, batch_sizes=batch_sizes), axes=axes)
+
+        def answer(number: int, result: Result) -> None:
+            assert not isinstance(result, RequestError)
+            answers[number] = result["tokens"].copy()
+
+        for number, tokens in enumerate(requests):
+            rig.submit(tokens, 100.0, lambda result, number=number: answer(number, result))  # type: ignore[misc]
+        done = loop.create_future()
+        loop.call_later(100.0, done.set_result, None)
+        await done
+        return rig.workers[0].num_rows
+
+    ran = in_virtual_time(play)
+    assert {number: found.tolist() for number, found in answers.items()} == {
+        number: tokens.tolist() for number, tokens in enumerate(requests)
+    }
+    assert not batch_sizes or set(ran) <= set(batch_sizes)
+    if axes:
+        assert len(ran) <= 1 + -(-sum(rows[: len(lengths)]) // 5), "shapes that can be padded share batches"
