@@ -117,7 +117,7 @@ def test_what_is_urgent_overtakes(bundle: Path) -> None:
         start = dispatcher._start
 
         def note(lane: Any, batch: Any) -> None:
-            started.append(batch[0].priority)
+            started.append(batch.tickets[0].priority)
             start(lane, batch)
 
         dispatcher._start = note  # type: ignore[method-assign]

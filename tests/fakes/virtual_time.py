@@ -28,7 +28,7 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
     def __init__(self) -> None:
         self._jumping = _JumpingSelector()
         super().__init__(self._jumping)
-        self._clock_resolution = 1e-9  # type: ignore[assignment]  # a timer is never taken to be due early
+        self._clock_resolution = 1e-9  # a timer is never taken to be due early
 
     def time(self) -> float:
         """Return the virtual time."""

@@ -19,6 +19,10 @@ def table(service: Callable[[int], float], sizes: tuple[int, ...]) -> LatencyTab
     return LatencyTable(num_threads=1, points=tuple(points))
 
 
+def straight(fixed_s: float, row_s: float) -> Callable[[int], float]:
+    return lambda num_rows: fixed_s + row_s * num_rows
+
+
 def run(
     service: Callable[[int], float],
     *,
@@ -62,7 +66,7 @@ def test_overload_does_not_lower_what_is_answered_in_time(
 ) -> None:
     """And few wait for a refusal: most get it on arrival."""
     result, capacity = run(
-        lambda n: fixed_s + row_s * n, max_batch=max_batch, slo_s=slo_s, load=load, duration_s=100 * slo_s
+        straight(fixed_s, row_s), max_batch=max_batch, slo_s=slo_s, load=load, duration_s=100 * slo_s
     )
     assert result.goodput >= 0.95 * capacity
     assert result.fates.count(Fate.EXPIRED) <= 0.15 * len(result.fates)
@@ -72,7 +76,7 @@ def test_overload_does_not_lower_what_is_answered_in_time(
 def test_a_tight_target_keeps_most_of_the_throughput(fixed_s: float, row_s: float, max_batch: int) -> None:
     """Within little more than one full batch, the oldest are given up for the others; shrinking batches to save them
     would answer half as many."""
-    service = lambda n: fixed_s + row_s * n  # noqa: E731
+    service = straight(fixed_s, row_s)
     slo_s = 1.18 * service(max_batch)
     result, capacity = run(service, max_batch=max_batch, slo_s=slo_s, load=1.5)
     assert result.goodput >= 0.7 * capacity
@@ -80,7 +84,7 @@ def test_a_tight_target_keeps_most_of_the_throughput(fixed_s: float, row_s: floa
 
 def test_after_a_burst_everything_is_as_before() -> None:
     generator = np.random.default_rng(3)
-    service = lambda n: 5e-3 + 0.5e-3 * n  # noqa: E731
+    service = straight(5e-3, 0.5e-3)
     calm = poisson_arrivals(700, duration_s=6.0, timeout_s=0.05, generator=generator)
     burst = [
         Arrival(at_s=2 + arrival.at_s, timeout_s=0.05)
