@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 
+from forwardpass.core.batching import NORMAL_PRIORITY
 from forwardpass.core.protocols import Decoder, Encoder, StreamingDecoder
 from forwardpass.core.tensors import Array, Signature, Tensors
 from forwardpass.errors import (
@@ -22,7 +23,6 @@ from forwardpass.errors import (
     RequestError,
     TensorMismatch,
 )
-from forwardpass.serve.batching import NORMAL_PRIORITY
 from forwardpass.serve.dispatching import Answer, Result
 from forwardpass.serve.forms import file_fields
 from forwardpass.serve.metrics import Histogram, ModelMetrics, latency_edges

@@ -68,7 +68,9 @@ def test_the_page_says_at_which_sizes_answers_agree_and_what_was_left_out() -> N
         exact_batch_sizes=(2, 3, 4, 8),
         covered_batch_sizes=(1, 2, 3, 4, 8),
         gaps=("Not covered for lack of time: batch sizes 5-7.",),
-        padding=PaddingFinding(max_difference=0.5, worst_case="4 of 8 positions", num_comparisons=6, num_flips=1),
+        padding=PaddingFinding(
+            axis="length", max_difference=0.5, worst_case="4 of 8 positions", num_comparisons=6, num_flips=1
+        ),
         thread_counts=(1, 2, 4),
         is_same_across_threads=False,
         differing_thread_counts=(4,),
