@@ -73,6 +73,39 @@ def write_fixed_batch(path: Path, num_rows: int, *, mixes_rows: bool = False) ->
     return path
 
 
+def write_cnn(path: Path) -> Path:
+    """Write a convolution, a depthwise one, pooling and a classifier; images `[batch, 3, 8, 8]`."""
+    generator = np.random.default_rng(1)
+
+    def weights(name: str, *shape: int) -> onnx.TensorProto:
+        return numpy_helper.from_array((generator.standard_normal(shape) * 0.3).astype(np.float32), name)
+
+    nodes = [
+        helper.make_node("Conv", ["pixels", "w1", "b1"], ["c1"], name="plain", pads=[1, 1, 1, 1]),
+        helper.make_node("Relu", ["c1"], ["r1"]),
+        helper.make_node("Conv", ["r1", "w2"], ["c2"], name="depthwise", group=16, pads=[1, 1, 1, 1]),
+        helper.make_node("Relu", ["c2"], ["r2"]),
+        helper.make_node("GlobalAveragePool", ["r2"], ["pooled"]),
+        helper.make_node("Flatten", ["pooled"], ["flat"]),
+        helper.make_node("Gemm", ["flat", "w3", "b3"], ["scores"], name="classifier"),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "cnn",
+        [helper.make_tensor_value_info("pixels", TensorProto.FLOAT, ["batch", 3, 8, 8])],
+        [helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["batch", 10])],
+        [
+            weights("w1", 16, 3, 3, 3),
+            weights("b1", 16),
+            weights("w2", 16, 1, 3, 3),
+            weights("w3", 16, 10),
+            weights("b3", 10),
+        ],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), str(path))
+    return path
+
+
 def write_bundle(folder: Path, model: Path, calls: list[dict[str, Array]], *, name: str = "mlp") -> Path:
     """Write a bundle with one FP32 variant whose golden answers come from ONNX Runtime."""
     runtime = open_runtime(Format.ONNX, str(model), options=RuntimeOptions())

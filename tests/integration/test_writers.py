@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+from onnx import helper, numpy_helper
 
 from forwardpass.core.samples import SampleGroup, Samples
 from forwardpass.core.tensors import Array
@@ -20,43 +20,10 @@ from forwardpass.optimize.probe import int8_saturates
 from forwardpass.optimize.writers import plan_static, write_dynamic, write_fp16_storage, write_graph, write_static
 from forwardpass.predict import relative_error
 from forwardpass.runtimes import RuntimeOptions, open_runtime
-from tests.models import write_embedding, write_mlp
+from tests.models import write_cnn, write_embedding, write_mlp
 
 INT8_TOLERANCE = 0.05
 """Two layers with 8-bit weights and activations: each rounds by up to 1/255 of its range."""
-
-
-def write_cnn(path: Path) -> Path:
-    """Write a convolution, a depthwise one, pooling and a classifier; images `[batch, 3, 8, 8]`."""
-    generator = np.random.default_rng(1)
-
-    def weights(name: str, *shape: int) -> onnx.TensorProto:
-        return numpy_helper.from_array((generator.standard_normal(shape) * 0.3).astype(np.float32), name)
-
-    nodes = [
-        helper.make_node("Conv", ["pixels", "w1", "b1"], ["c1"], name="plain", pads=[1, 1, 1, 1]),
-        helper.make_node("Relu", ["c1"], ["r1"]),
-        helper.make_node("Conv", ["r1", "w2"], ["c2"], name="depthwise", group=16, pads=[1, 1, 1, 1]),
-        helper.make_node("Relu", ["c2"], ["r2"]),
-        helper.make_node("GlobalAveragePool", ["r2"], ["pooled"]),
-        helper.make_node("Flatten", ["pooled"], ["flat"]),
-        helper.make_node("Gemm", ["flat", "w3", "b3"], ["scores"], name="classifier"),
-    ]
-    graph = helper.make_graph(
-        nodes,
-        "cnn",
-        [helper.make_tensor_value_info("pixels", TensorProto.FLOAT, ["batch", 3, 8, 8])],
-        [helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["batch", 10])],
-        [
-            weights("w1", 16, 3, 3, 3),
-            weights("b1", 16),
-            weights("w2", 16, 1, 3, 3),
-            weights("w3", 16, 10),
-            weights("b3", 10),
-        ],
-    )
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), str(path))
-    return path
 
 
 def samples_of(*shape: int) -> Samples:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Set
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +13,8 @@ from forwardpass.core.tensors import Array
 from forwardpass.core.variants import Format, Precision, Step, Variant
 from forwardpass.errors import NothingGained, ParityFailed
 from forwardpass.optimize.calibration import CalibrationMethod, convergence, describe_convergence, distance_at_half
+from forwardpass.optimize.mixed import fewest_in_float, quantise_again
+from forwardpass.optimize.sensitivity import node_errors
 from forwardpass.optimize.smoothing import plan_smoothing, write_smoothed
 from forwardpass.optimize.values import NotTried
 from forwardpass.optimize.writers import (
@@ -26,7 +28,7 @@ from forwardpass.optimize.writers import (
 from forwardpass.predict import FLOAT_TOLERANCE, relative_error
 from forwardpass.runtimes import RuntimeOptions, open_runtime
 
-__all__ = ["FOLDED", "NOT_TRIED", "Blueprint", "Workshop", "blueprints", "build"]
+__all__ = ["FOLDED", "MIXED", "NOT_TRIED", "Blueprint", "Workshop", "blueprints", "build", "build_mixed"]
 
 NOT_TRIED = (
     NotTried(
@@ -57,6 +59,9 @@ FOLDED = "folded.onnx"
 SMOOTHED = "smoothed.onnx"
 """The same, smoothed."""
 
+MIXED = "int8-mixed"
+"""The variant that keeps some nodes in float; it is made where the floor does not hold without."""
+
 RANGES_FROM_FINAL = "ranges_from_final_by_samples"
 RANGES_AT_HALF = "ranges_from_final_at_half"
 """Parameters of a recipe: how the calibration has settled."""
@@ -74,6 +79,13 @@ class Workshop:
     folder: Path
     reduce_range: bool
     """Weights in 7 bits, because this processor's 8-bit multiplications saturate."""
+    plans: dict[Path, tuple[StaticPlan, CalibrationMethod]] = field(default_factory=dict)
+    """The calibrations that were done, and the best method for each, by the float file that they belong to."""
+
+    def tidy(self) -> None:
+        """Remove the intermediate files."""
+        for intermediate in (FOLDED, SMOOTHED):
+            (self.folder / intermediate).unlink(missing_ok=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,6 +148,46 @@ def _make_static_smooth(workshop: Workshop, target: Path) -> Step:
     return _also_smooth(_static(workshop, _smoothed(workshop), target))
 
 
+def build_mixed(workshop: Workshop, *, holds: Callable[[Variant], bool]) -> Variant:
+    """Make the static variant that keeps as few nodes in float as `holds` allows, smoothed if smoothing helps.
+
+    Raises:
+        NothingGained: all nodes would have to stay in float.
+    """
+    source = workshop.folder / (SMOOTHED if workshop.folder / SMOOTHED in workshop.plans else FOLDED)
+    plan, method = workshop.plans[source]
+    target = workshop.folder / f"{MIXED}.onnx"
+    samples = workshop.calibration.head(NUM_TRIAL_SAMPLES)
+    errors = node_errors(source, samples, plan, method=method, reduce_range=workshop.reduce_range)
+    planned = Variant(name=MIXED, format=Format.ONNX, precision=Precision.INT8_STATIC, location=str(target))
+
+    def write(kept: Set[str]) -> None:
+        part = replace(plan, nodes=tuple(node for node in plan.nodes if node not in kept))
+        write_static(source, target, part, method=method, reduce_range=workshop.reduce_range)
+
+    def floor_holds(kept: Set[str]) -> bool:
+        write(kept)
+        return holds(planned)
+
+    worst = fewest_in_float(list(errors), floor_holds)
+    if worst is None:
+        target.unlink(missing_ok=True)
+        raise NothingGained(reason="the limit holds only with every node in float")
+    kept = quantise_again(worst, floor_holds)
+    write(frozenset(kept))
+    step = Step(
+        operation="quantise-static",
+        parameters=(
+            ("smoothed", source.name == SMOOTHED),
+            ("reduce_range", workshop.reduce_range),
+            ("calibration", method.value),
+            ("num_nodes", len(plan.nodes) - len(kept)),
+            ("kept_in_float", ", ".join(kept)),
+        ),
+    )
+    return replace(planned, recipe=workshop.baseline.recipe.then(step))
+
+
 def _also_smooth(step: Step) -> Step:
     """Note that the step began with smoothing, whose own numbers follow from model, samples and weight range."""
     return replace(step, parameters=(("smoothed", True), *step.parameters))
@@ -154,6 +206,7 @@ def _static(workshop: Workshop, source: Path, target: Path) -> Step:
     plan = plan_static(source, workshop.calibration)
     errors = {method: _trial(workshop, source, plan, method, target) for method in CalibrationMethod}
     best = min(errors, key=lambda method: errors[method])
+    workshop.plans[source] = plan, best
     write_static(source, target, plan, method=best, reduce_range=workshop.reduce_range)
     points = convergence(list(plan.histograms.values()), best)
     return Step(

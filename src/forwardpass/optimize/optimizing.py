@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from forwardpass.core.metrics import Metric, Scores
 from forwardpass.core.protocols import Progress
 from forwardpass.core.samples import Samples, SampleSplits
 from forwardpass.core.statistics import measure_ratio
-from forwardpass.core.variants import BatchInvariance, Format, Variant
+from forwardpass.core.variants import BatchInvariance, Format, Precision, Variant
 from forwardpass.errors import (
     ChildFailed,
     ForwardpassError,
@@ -24,16 +25,7 @@ from forwardpass.errors import (
     NothingToQuantise,
     StorageFailed,
 )
-from forwardpass.optimize.candidates import (
-    FOLDED,
-    NOT_TRIED,
-    RANGES_AT_HALF,
-    SMOOTHED,
-    Blueprint,
-    Workshop,
-    blueprints,
-    build,
-)
+from forwardpass.optimize.candidates import MIXED, NOT_TRIED, RANGES_AT_HALF, Workshop, blueprints, build, build_mixed
 from forwardpass.optimize.cautions import Findings, cautions
 from forwardpass.optimize.choice import Choice, Facts, choose
 from forwardpass.optimize.evaluation import Answers, answer, score_answers, score_error
@@ -90,9 +82,15 @@ def optimize_model(
     entries = [_Entry(variant=source)]
     if baseline != source:
         entries.append(_Entry(variant=baseline))
-    entries += _make_all(baseline, calibration, workdir, progress)
     needed = frozenset({source.name, baseline.name})
-    _score_all(entries, splits, metric, progress, needed=needed)
+    scorer = _Scorer(splits=splits, metric=metric)
+    workshop = Workshop(baseline=baseline, calibration=calibration, folder=workdir, reduce_range=int8_saturates())
+    try:
+        entries += _make_all(workshop, progress)
+        _score_all(entries, scorer, progress, needed=needed)
+        entries += _make_mixed(workshop, entries, scorer, _floor(entries[0], metric, settings), progress)
+    finally:
+        workshop.tidy()
     _profile_all(entries, splits.validation, settings, progress, needed=needed)
     choice = _choose(entries, baseline, metric, settings)
     return Optimization(
@@ -123,58 +121,96 @@ def _check_takes_one_row(baseline: Variant) -> None:
             raise InvalidModel(path=baseline.location, reason=f"{reason}; export it with a dynamic batch axis")
 
 
-def _make_all(baseline: Variant, calibration: Samples, workdir: Path, progress: Progress) -> list[_Entry]:
-    workshop = Workshop(baseline=baseline, calibration=calibration, folder=workdir, reduce_range=int8_saturates())
-    plans = blueprints()
+@dataclass(slots=True, kw_only=True, eq=False)
+class _Scorer:
+    """Runs variants over the splits; the answers of the first one, the source, are the reference of all."""
+
+    splits: SampleSplits
+    metric: Metric
+    reference: tuple[Answers, Answers] | None = None
+
+    def score(self, entry: _Entry) -> None:
+        """Score a candidate on validation and test."""
+        answers = answer(entry.variant, self.splits.validation), answer(entry.variant, self.splits.test)
+        self.reference = self.reference or answers
+        entry.validation = score_answers(self.metric, answers[0], self.reference[0], self.splits.validation)
+        entry.test = score_answers(self.metric, answers[1], self.reference[1], self.splits.test)
+        entry.error = score_error(answers[0], self.reference[0], self.splits.validation)
+
+    def validate(self, variant: Variant) -> float:
+        """Return the score of a variant on the validation split, which is all that a search may see."""
+        assert self.reference is not None, "the source is scored before anything is searched for"
+        answers = answer(variant, self.splits.validation)
+        return score_answers(self.metric, answers, self.reference[0], self.splits.validation).value
+
+    def is_within(self, score: float, floor: float) -> bool:
+        """Tell whether a score keeps the floor."""
+        return score >= floor if self.metric.higher_is_better else score <= floor
+
+
+def _make_all(workshop: Workshop, progress: Progress) -> list[_Entry]:
     entries = []
+    plans = blueprints()
     for number, blueprint in enumerate(plans):
         progress(f"making {blueprint.name}", done=SHARE_OF_MAKING * number / len(plans))
-        try:
-            entries.append(_Entry(variant=build(blueprint, workshop)))
-        except MissingExtra:
-            raise
-        except (NothingToQuantise, NothingGained) as error:
-            entries.append(replace(_failed(blueprint, str(error)), is_rejected=True))
-        except ForwardpassError as error:
-            entries.append(_failed(blueprint, str(error)))
-        except OSError as error:
-            raise StorageFailed(path=str(workdir), reason=error.strerror or str(error)) from error
-        except Exception as error:  # the writers are other people's code, and one failure must not end the search
-            entries.append(_failed(blueprint, _sentence(error)))
-    for intermediate in (FOLDED, SMOOTHED):
-        (workdir / intermediate).unlink(missing_ok=True)
+        entries.append(_attempt(blueprint.name, blueprint.precision, workshop, partial(build, blueprint, workshop)))
     return entries
 
 
-def _failed(blueprint: Blueprint, reason: str) -> _Entry:
-    planned = Variant(name=blueprint.name, format=Format.ONNX, precision=blueprint.precision, location="")
-    return _Entry(variant=planned, failure=reason)
+def _make_mixed(
+    workshop: Workshop, entries: Sequence[_Entry], scorer: _Scorer, floor: float, progress: Progress
+) -> list[_Entry]:
+    """Make the variant with some nodes in float, if INT8 static works and does not keep the floor without."""
+    static = [it.validation.value for it in entries if it.validation and it.variant.precision is Precision.INT8_STATIC]
+    if not static or any(scorer.is_within(score, floor) for score in static):
+        return []
+    progress(f"making {MIXED}", done=SHARE_OF_MAKING + SHARE_OF_SCORING)
+
+    def holds(variant: Variant) -> bool:
+        return scorer.is_within(scorer.validate(variant), floor)
+
+    entry = _attempt(MIXED, Precision.INT8_STATIC, workshop, partial(build_mixed, workshop, holds=holds))
+    _score_one(entry, scorer, is_needed=False)
+    return [entry]
 
 
-def _score_all(
-    entries: Sequence[_Entry], splits: SampleSplits, metric: Metric, progress: Progress, *, needed: frozenset[str]
-) -> None:
-    """Run every candidate over validation and test; the source's own answers are the reference of all."""
-    reference: tuple[Answers, Answers] | None = None
+def _attempt(name: str, precision: Precision, workshop: Workshop, make: Callable[[], Variant]) -> _Entry:
+    """Make a variant; what goes wrong ends this variant and not the search."""
+    planned = Variant(name=name, format=Format.ONNX, precision=precision, location="")
+    try:
+        return _Entry(variant=make())
+    except MissingExtra:
+        raise
+    except (NothingToQuantise, NothingGained) as error:
+        return _Entry(variant=planned, failure=str(error), is_rejected=True)
+    except ForwardpassError as error:
+        return _Entry(variant=planned, failure=str(error))
+    except OSError as error:
+        raise StorageFailed(path=str(workshop.folder), reason=error.strerror or str(error)) from error
+    except Exception as error:  # the writers are other people's code
+        return _Entry(variant=planned, failure=_sentence(error))
+
+
+def _score_all(entries: Sequence[_Entry], scorer: _Scorer, progress: Progress, *, needed: frozenset[str]) -> None:
     for number, entry in enumerate(entries):
-        done = SHARE_OF_MAKING + SHARE_OF_SCORING * number / len(entries)
-        progress(f"scoring {entry.variant.name}", done=done)
-        if entry.failure:
-            continue
-        try:
-            answers = answer(entry.variant, splits.validation), answer(entry.variant, splits.test)
-            reference = reference or answers
-            entry.validation = score_answers(metric, answers[0], reference[0], splits.validation)
-            entry.test = score_answers(metric, answers[1], reference[1], splits.test)
-            entry.error = score_error(answers[0], reference[0], splits.validation)
-        except ForwardpassError as error:
-            if entry.variant.name in needed:
-                raise  # the source itself does not fit the samples or the metric
-            entry.failure = str(error)
-        except Exception as error:  # a runtime's own classes share no base but this one
-            if entry.variant.name in needed:
-                raise
-            entry.failure = _sentence(error)
+        progress(f"scoring {entry.variant.name}", done=SHARE_OF_MAKING + SHARE_OF_SCORING * number / len(entries))
+        _score_one(entry, scorer, is_needed=entry.variant.name in needed)
+
+
+def _score_one(entry: _Entry, scorer: _Scorer, *, is_needed: bool) -> None:
+    """Score a candidate; without the source and the float model there is nothing to compare with."""
+    if entry.failure:
+        return
+    try:
+        scorer.score(entry)
+    except ForwardpassError as error:
+        if is_needed:
+            raise
+        entry.failure = str(error)
+    except Exception as error:  # a runtime's own classes share no base but this one
+        if is_needed:
+            raise
+        entry.failure = _sentence(error)
 
 
 def _profile_all(
