@@ -158,7 +158,7 @@ class Receiver:
             room = np.empty(length + 2 * ALIGNMENT, np.uint8)
         except (MemoryError, ValueError) as error:
             raise BadAnswer(f"it announces {length} bytes, more than there is memory for") from error
-        offset = -(room.ctypes.data + int(json_length)) % ALIGNMENT if json_length.isdigit() else 0
+        offset = -(room.__array_interface__["data"][0] + int(json_length)) % ALIGNMENT if json_length.isdigit() else 0
         body = room.data[offset : offset + length]
         body[: len(rest)] = rest
         return body

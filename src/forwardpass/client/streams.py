@@ -106,8 +106,9 @@ class _Link(asyncio.BufferedProtocol):
             self._answer = None
 
     def close(self) -> None:
-        """Hang up."""
-        self._transport.abort()
+        """Hang up, unless that has happened."""
+        if not self.closed.done():
+            self._transport.abort()
 
     async def _write(self, piece: Buffer, answer: asyncio.Future[Answer]) -> None:
         if len(piece) <= MAX_WRITTEN_BYTES and self._can_write.is_set():
