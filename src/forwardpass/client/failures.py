@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from forwardpass import errors
-from forwardpass.client.receiving import Answer
+from forwardpass.client.receiving import Answer, read_count
 from forwardpass.errors import (
     BodyTooLarge,
     ConversionError,
@@ -72,8 +72,8 @@ def error_of(answer: Answer, *, path: str, deadline_s: float) -> ForwardpassErro
 
 def retry_after_s(answer: Answer) -> float | None:
     """Return how long the server asks to wait, if it does; a date is no use between clocks that differ."""
-    text = answer.headers.get("retry-after", "").strip()
-    return float(text) if text.isdigit() and len(text) < 7 else None
+    seconds = read_count(answer.headers.get("retry-after", "").strip())
+    return float(seconds) if seconds is not None else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from forwardpass.client.documents import Index, ModelMetadata, ModelState, ModelStatistics, ServerMetadata, Statistics
-from forwardpass.client.receiving import Answer, BadAnswer
+from forwardpass.client.receiving import Answer, BadAnswer, read_count
 from forwardpass.core.tensors import Array, TensorSpec
 from forwardpass.errors import InvalidOption, MalformedRequest, TensorMismatch
 from forwardpass.protocol import (
@@ -198,8 +198,8 @@ _decode_outputs = msgspec.json.Decoder(_Outputs).decode
 def _read_outputs(answer: Answer) -> dict[str, Array]:
     body = memoryview(answer.body)
     text = answer.headers.get(JSON_LENGTH_HEADER)
-    num_json_bytes = len(body) if text is None else int(text) if text.isdigit() else -1
-    if not 0 <= num_json_bytes <= len(body):
+    num_json_bytes = len(body) if text is None else read_count(text)
+    if num_json_bytes is None or num_json_bytes > len(body):
         raise BadAnswer(f"its header {JSON_LENGTH_HEADER} does not fit the body")
     outputs = _document(body[:num_json_bytes], _decode_outputs).outputs
     rest = body[num_json_bytes:]

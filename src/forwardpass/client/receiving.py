@@ -15,9 +15,10 @@ import numpy as np
 
 from forwardpass.protocol import JSON_LENGTH_HEADER
 
-__all__ = ["MAX_HEAD_BYTES", "Answer", "BadAnswer", "Receiver"]
+__all__ = ["MAX_HEAD_BYTES", "Answer", "BadAnswer", "Receiver", "read_count"]
 
 MAX_HEAD_BYTES = 64 * 2**10
+MAX_DIGITS = 18
 ALIGNMENT = 64
 """Bytes; a cache line, and enough for every dtype."""
 _END = b"\r\n\r\n"
@@ -42,6 +43,11 @@ class _Phase(Enum):
     SIZED = auto()
     CHUNKED = auto()
     UNTIL_CLOSED = auto()
+
+
+def read_count(text: str) -> int | None:
+    """Return the number in a header, or None if it is none: `isdigit` alone takes characters that `int` does not."""
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= MAX_DIGITS else None
 
 
 class Receiver:
@@ -158,7 +164,7 @@ class Receiver:
             room = np.empty(length + 2 * ALIGNMENT, np.uint8)
         except (MemoryError, ValueError) as error:
             raise BadAnswer(f"it announces {length} bytes, more than there is memory for") from error
-        offset = -(room.__array_interface__["data"][0] + int(json_length)) % ALIGNMENT if json_length.isdigit() else 0
+        offset = -(room.__array_interface__["data"][0] + (read_count(json_length) or 0)) % ALIGNMENT
         body = room.data[offset : offset + length]
         body[: len(rest)] = rest
         return body

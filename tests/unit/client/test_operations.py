@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -85,6 +85,8 @@ def test_the_callers_wishes_are_in_the_request() -> None:
     assert operation.path == "/v2/models/m/versions/a%20b/infer"
 
 
+@example(noise=b"{}", text="²")
+@example(noise=b"{}", text="9" * 5000)
 @given(noise=st.binary(max_size=200), text=st.one_of(st.none(), st.text(max_size=5), st.integers(-3, 300).map(str)))
 def test_noise_is_a_bad_answer(noise: bytes, text: str | None) -> None:
     headers = {} if text is None else {JSON_LENGTH_HEADER: text}

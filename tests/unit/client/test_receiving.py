@@ -81,6 +81,7 @@ def test_a_changed_byte_is_never_more_than_a_bad_answer(at: int, to: int, sizes:
         b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\nxx",
         b"HTTP/1.1 200 OK\r\nContent-Length: 99999999999999999\r\n\r\n",
         b"HTTP/1.1 200 OK\r\nContent-Length: -1\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: \xb2\r\n\r\n",
         b"220 smtp.example.org ESMTP\r\n\r\n",
     ],
 )
