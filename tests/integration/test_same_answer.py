@@ -125,8 +125,9 @@ def answers_in_random_batches(
     """Return the different answers that each of a few rows got in batches that the audit has not seen."""
     generator = np.random.default_rng(seed)
     (name,) = (spec.name for spec in runtime.signature.inputs)
+    (num_inputs,) = (size for size in runtime.signature.inputs[0].shape if isinstance(size, int))
     (output,) = (spec.name for spec in runtime.signature.outputs)
-    pool = generator.standard_normal((10, NUM_INPUTS)).astype(np.float32)
+    pool = generator.standard_normal((10, num_inputs)).astype(np.float32)
     seen: dict[int, set[bytes]] = {}
     for _ in range(num_batches):
         chosen = generator.integers(len(pool), size=generator.choice(sizes))
@@ -261,3 +262,9 @@ def test_weights_computed_at_run_time_differ_with_the_number_of_threads(tmp_path
     assert found.differing_thread_counts == (2,)
     assert found.is_same_across_threads is False
     assert found.is_same_in_fresh_processes
+    assert found.verdict is BatchInvariance.FIXED_SHAPES
+    assert 1 not in found.exact_batch_sizes
+    for num_threads in found.thread_counts:
+        runtime = open_runtime(Format.ONNX, str(path), options=RuntimeOptions(num_threads=num_threads))
+        seen = answers_in_random_batches(runtime, found.exact_batch_sizes, num_batches=50, seed=7)
+        assert all(len(answers) == 1 for answers in seen.values()), f"with {num_threads} threads"

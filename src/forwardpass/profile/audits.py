@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from forwardpass.core.variants import BatchInvariance
@@ -13,6 +13,7 @@ __all__ = [
     "InvarianceAudit",
     "InvarianceVerdict",
     "PaddingFinding",
+    "combine",
     "conclude",
     "differing_thread_counts",
 ]
@@ -82,7 +83,8 @@ class InvarianceAudit:
 class InvarianceVerdict:
     """Whether answers depend on the batch, on the number of threads, or on the process.
 
-    The fields up to `padding` are those of `InvarianceAudit`, from one process with `thread_counts[0]` threads.
+    The fields up to `padding` are those of `InvarianceAudit`, from a process with `thread_counts[0]` threads and from one
+    for each of `differing_thread_counts`: they hold with any one of these numbers as long as it stays the same.
     `is_same_across_threads` and `is_same_in_fresh_processes` compare bytes, of rows alone and in batches; they are None
     where only one thread count, or one process, was seen.
     """
@@ -102,17 +104,22 @@ class InvarianceVerdict:
     """Those whose answers are not the bytes of `thread_counts[0]`."""
     is_same_in_fresh_processes: bool | None = None
     num_fresh_processes: int = 0
+    hashed_batch_sizes: tuple[int, ...] = ()
+    """The batch sizes at which threads and processes were compared."""
 
 
 def conclude(
-    audit: InvarianceAudit,
+    audits: Mapping[int, InvarianceAudit],
     by_threads: Mapping[int, Sequence[AnswerDigest]],
     fresh: Sequence[Sequence[AnswerDigest]],
 ) -> InvarianceVerdict:
-    """Put together what was found in one process, with other numbers of threads, and in fresh processes.
+    """Put together what was found with each number of threads, and in fresh processes.
 
-    The first of `by_threads` is the number of threads of the audit and of the fresh processes.
+    There is an audit for the first number of threads, which the fresh processes have too, and for every other one whose
+    answers are not the same bytes: what holds for batches with one need not hold with the other.
     """
+    audit = combine(audits)
+    first = tuple(next(iter(by_threads.values())))
     differing = differing_thread_counts(by_threads)
     return InvarianceVerdict(
         verdict=audit.verdict,
@@ -127,9 +134,52 @@ def conclude(
         thread_counts=tuple(by_threads),
         is_same_across_threads=not differing if len(by_threads) > 1 else None,
         differing_thread_counts=differing,
-        is_same_in_fresh_processes=all(tuple(it) == audit.digests for it in fresh) if fresh else None,
+        is_same_in_fresh_processes=all(tuple(it) == first for it in fresh) if fresh else None,
         num_fresh_processes=len(fresh),
+        hashed_batch_sizes=tuple(digest.batch_size for digest in first),
     )
+
+
+def combine(audits: Mapping[int, InvarianceAudit]) -> InvarianceAudit:
+    """Return what holds with any one of the numbers of threads that were audited, as long as it stays the same."""
+    found = list(audits.values())
+    if len(found) == 1:
+        return found[0]
+    worst_threads = max(audits, key=lambda num: (audits[num].worst_case != "", audits[num].max_difference))
+    worst = audits[worst_threads]
+    paddings = [audit.padding for audit in found if audit.padding is not None]
+    sizes = _common(audit.exact_batch_sizes or audit.covered_batch_sizes for audit in found)
+    verdict = _joint_verdict(found, sizes)
+    return InvarianceAudit(
+        verdict=verdict,
+        max_difference=worst.max_difference,
+        worst_case=f"{worst.worst_case}, {worst_threads} threads" if worst.worst_case else "",
+        num_comparisons=sum(audit.num_comparisons for audit in found),
+        num_flips=sum(audit.num_flips for audit in found),
+        exact_batch_sizes=sizes if verdict is BatchInvariance.FIXED_SHAPES else (),
+        covered_batch_sizes=_common(audit.covered_batch_sizes for audit in found),
+        gaps=tuple(dict.fromkeys(gap for audit in found for gap in audit.gaps)),
+        padding=max(paddings, key=lambda it: (it.worst_case != "", it.max_difference), default=None),
+        digests=found[0].digests,
+    )
+
+
+def _joint_verdict(audits: Sequence[InvarianceAudit], sizes: Sequence[int]) -> BatchInvariance:
+    """Return the weakest verdict; fixed sizes hold only where at least two are exact with every number of threads."""
+    verdicts = {audit.verdict for audit in audits}
+    for weakest in (BatchInvariance.NOT_BATCHABLE, BatchInvariance.INTERFERENCE, BatchInvariance.TOLERANCE):
+        if weakest in verdicts:
+            return weakest
+    if BatchInvariance.FIXED_SHAPES not in verdicts:
+        return BatchInvariance.BITWISE
+    if len(sizes) > 1:
+        return BatchInvariance.FIXED_SHAPES
+    is_rounding = all(audit.max_difference <= MAX_DIFFERENCE and not audit.num_flips for audit in audits)
+    return BatchInvariance.TOLERANCE if is_rounding else BatchInvariance.INTERFERENCE
+
+
+def _common(sizes: Iterable[tuple[int, ...]]) -> tuple[int, ...]:
+    return tuple(sorted(set.intersection(*map(set, sizes))))
 
 
 def differing_thread_counts(by_threads: Mapping[int, Sequence[AnswerDigest]]) -> tuple[int, ...]:

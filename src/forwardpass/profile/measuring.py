@@ -22,7 +22,13 @@ from forwardpass.core.protocols import Progress
 from forwardpass.core.statistics import measure_median
 from forwardpass.core.tensors import Tensors
 from forwardpass.core.variants import Variant
-from forwardpass.profile.audits import AnswerDigest, InvarianceAudit, InvarianceVerdict, conclude
+from forwardpass.profile.audits import (
+    AnswerDigest,
+    InvarianceAudit,
+    InvarianceVerdict,
+    conclude,
+    differing_thread_counts,
+)
 from forwardpass.profile.pacing import CellPlan, plan_cells, predict_call_s, skip_reason
 from forwardpass.profile.process import ChildProcess
 from forwardpass.profile.profiles import (
@@ -135,7 +141,7 @@ class _Record:
     opened: Opened | None = None
     cells: list[Cell] = field(default_factory=list)
     skipped: list[SkippedCell] = field(default_factory=list)
-    audit: InvarianceAudit | None = None
+    audits: dict[int, InvarianceAudit] = field(default_factory=dict)
     by_threads: dict[int, list[AnswerDigest]] = field(default_factory=dict)
     fresh: list[list[AnswerDigest]] = field(default_factory=list)
     cold_starts: list[tuple[float, Opened]] = field(default_factory=list)
@@ -273,11 +279,14 @@ def _start_cold(session: _Session, record: _Record, num_threads: int) -> tuple[f
 
 
 def _audit(session: _Session, child: ChildProcess, record: _Record, num_threads: int) -> None:
-    """Audit a variant in its first process, and hash its answers in every one."""
-    if record.audit is None:
-        session.progress.name("same answer in any batch")
-        record.audit = child.ask(Audit(budget_s=session.settings.audit_budget_s), Audited).audit
-    record.by_threads[num_threads] = _digest(child, record)
+    """Audit a variant in its first process, and again with a number of threads that gives other bytes."""
+    if record.audits:
+        record.by_threads[num_threads] = _digest(child, record)
+    if not record.audits or num_threads in differing_thread_counts(record.by_threads):
+        session.progress.name(f"same answer in any batch, {_count(num_threads, 'thread')}")
+        audit = child.ask(Audit(budget_s=session.settings.audit_budget_s), Audited).audit
+        record.audits[num_threads] = audit
+        record.by_threads.setdefault(num_threads, list(audit.digests))
 
 
 def _compare_threads(session: _Session) -> None:
@@ -289,13 +298,13 @@ def _compare_threads(session: _Session) -> None:
             session.progress.name(f"same answer with {_count(num_threads, 'thread')}")
             with session.spawn(record) as child:
                 child.ask(session.opening(record, num_threads), Opened)
-                record.by_threads[num_threads] = _digest(child, record)
+                _audit(session, child, record, num_threads)
 
 
 def _digest(child: ChildProcess, record: _Record) -> list[AnswerDigest]:
     """Hash what the audit hashed, in another process or once more in its own."""
-    assert record.audit is not None, "the first process of a variant audits it"
-    sizes = [digest.batch_size for digest in record.audit.digests]
+    first = next(iter(record.audits.values()))
+    sizes = [digest.batch_size for digest in first.digests]
     return child.ask(Digest(batch_sizes=sizes), Digested).digests
 
 
@@ -322,8 +331,7 @@ def _profile_of(record: _Record, row_size: int) -> VariantProfile:
 
 
 def _verdict_of(record: _Record) -> InvarianceVerdict:
-    assert record.audit is not None, "every variant was audited"
-    return conclude(record.audit, record.by_threads, record.fresh)
+    return conclude(record.audits, record.by_threads, record.fresh)
 
 
 def _cold_start_of(starts: Sequence[tuple[float, Opened]]) -> ColdStart:

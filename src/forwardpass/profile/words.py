@@ -52,7 +52,7 @@ def describe_threads(found: InvarianceVerdict) -> str:
     if found.is_same_across_threads is None:
         return f"only {counts or 'one number'} measured"
     if found.is_same_across_threads:
-        return f"the same bytes with {counts} threads"
+        return f"the same bytes with {counts} threads{_hashed(found)}"
     other = ", ".join(map(str, found.differing_thread_counts))
     return f"other bytes with {other} threads than with {found.thread_counts[0]}: keep the number fixed"
 
@@ -63,7 +63,8 @@ def describe_processes(found: InvarianceVerdict) -> str:
     if found.is_same_in_fresh_processes is None:
         return "not compared"
     processes = "1 fresh process" if num == 1 else f"{num} fresh processes"
-    return f"the same bytes in {processes}" if found.is_same_in_fresh_processes else f"other bytes in {processes}"
+    same = "the same" if found.is_same_in_fresh_processes else "other"
+    return f"{same} bytes in {processes}{_hashed(found)}"
 
 
 def describe_padding(found: InvarianceVerdict) -> str:
@@ -79,6 +80,11 @@ def describe_padding(found: InvarianceVerdict) -> str:
         f"{word} when padded to a longer neighbour, {padding.num_comparisons} comparisons, "
         f"worst difference {padding.max_difference:.2g} ({padding.worst_case}){flips}"
     )
+
+
+def _hashed(found: InvarianceVerdict) -> str:
+    sizes = found.hashed_batch_sizes
+    return f", batches of {join_sizes(sizes)}" if len(sizes) > 1 else ", rows alone" if sizes else ""
 
 
 def _flips(num: int) -> str:
