@@ -83,8 +83,8 @@ class InvarianceAudit:
 class InvarianceVerdict:
     """Whether answers depend on the batch, on the number of threads, or on the process.
 
-    The fields up to `padding` are those of `InvarianceAudit`, from a process with `thread_counts[0]` threads and from one
-    for each of `differing_thread_counts`: they hold with any one of these numbers as long as it stays the same.
+    The fields up to `padding` are those of `InvarianceAudit`, from a process with `thread_counts[0]` threads and from
+    one for each of `differing_thread_counts`: they hold with any one of these numbers as long as it stays the same.
     `is_same_across_threads` and `is_same_in_fresh_processes` compare bytes, of rows alone and in batches; they are None
     where only one thread count, or one process, was seen.
     """
