@@ -16,6 +16,10 @@ def call_at(
     """Call back at `due_s`, and at least a tick of the loop's clock later.
 
     What is due within half a millisecond uvloop calls at once, and returns a handle that does not know when it is due:
-    `TimerHandle.when` is missing there.
+    `TimerHandle.when` is missing there. A thread that is held up between the two looks at the clock tries again.
     """
-    return loop.call_at(max(due_s, loop.time() + RESOLUTION_S), callback, *args)
+    while True:
+        timer = loop.call_at(max(due_s, loop.time() + RESOLUTION_S), callback, *args)
+        if hasattr(timer, "when"):
+            return timer
+        timer.cancel()
