@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import io
+import json
 import logging
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import PIL.Image
 import pytest
 import requests
+import schemathesis
 import soundfile
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from schemathesis.checks import not_a_server_error, response_schema_conformance, status_code_conformance
 
-from forwardpass.serve import ModelConfig
+from forwardpass.serve import ModelConfig, PipelineConfig, StepConfig
 from tests.e2e.serving import RunningServer, eventually, serve_settings, serving_models
 from tests.models import mlp_calls, write_audio_bundle, write_bundle, write_image_bundle, write_mlp, write_text_bundle
 
@@ -34,7 +38,8 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     }
     chosen = serve_settings(log_requests=True)
     configs = [ModelConfig(name=name, path=path, settings=chosen.model) for name, path in bundles.items()]
-    with serving_models(configs, settings=chosen) as running:
+    pipeline = PipelineConfig(name="scores", steps=(StepConfig(model="mlp"),))
+    with serving_models(configs, settings=chosen, pipelines=[pipeline]) as running:
         yield running
 
 
@@ -57,8 +62,6 @@ def url(served: RunningServer, model: str) -> str:
 
 
 def best(answer: bytes) -> list[str]:
-    import json
-
     return [ranked[0]["label"] for ranked in json.loads(answer)["predictions"]]
 
 
@@ -129,14 +132,28 @@ def test_file_names_reach_neither_log_nor_metrics(
 
 
 def test_refused_forms_are_counted(served: RunningServer) -> None:
-    def refused() -> bool:
-        return b'forwardpass_requests_total{model="colours",outcome="malformed-request"' in metrics()
-
-    def metrics() -> bytes:
-        return served.ask("GET", "/metrics").body
-
     served.ask("POST", "/v1/models/colours/predict", b"", {"content-type": "multipart/form-data; boundary=a"})
-    eventually(lambda: b'model="colours",outcome="malformed-request"' in metrics() or refused())
+    assert b'model="colours",outcome="malformed-request"' in served.ask("GET", "/metrics").body
+
+
+def test_the_openapi_document_is_kept_to_by_files_and_pipelines(served: RunningServer) -> None:
+    """Schemathesis sends forms, files and tensors, right ones and wrong ones."""
+    schema = schemathesis.openapi.from_url(f"http://127.0.0.1:{served.port}/openapi.json")
+    checks = [not_a_server_error, status_code_conformance, response_schema_conformance]
+    asked = []
+    for result in schema.get_all_operations():
+        operation: Any = result.ok()  # type: ignore[union-attr]  # an error raises here
+        if not operation.path.endswith(("/predict", "scores/infer")):
+            continue
+        asked.append(operation.path)
+
+        @settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+        @given(case=operation.as_strategy())
+        def ask(case: Any) -> None:
+            case.call_and_validate(checks=checks)
+
+        ask()
+    assert len(asked) == 6
 
 
 PNG = io.BytesIO()

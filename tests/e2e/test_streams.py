@@ -260,3 +260,10 @@ def test_stopping_waits_for_a_stream(bundle: Path) -> None:
 def test_after_the_grace_time_a_stream_is_told_that_it_ends(bundle: Path) -> None:
     name, document = run_while_stopping(bundle, serve_settings(grace_s=0.3), goes_on=False)[-1]
     assert (name, document["error"]) == ("error", "The server is not ready: it is stopping.")
+
+
+def test_a_reader_that_never_reads_is_hung_up_on_in_time(bundle: Path) -> None:
+    with serving(bundle, serve_settings(body_timeout_s=0.3)) as served, closing(served.connect()) as connection:
+        connection.sendall(request(count=10**6, size=2**20))
+        eventually(lambda: Storyteller.num_closed == 1)
+        assert Storyteller.num_told < 100

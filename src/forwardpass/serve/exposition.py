@@ -20,6 +20,7 @@ __all__ = ["MetricsRoutes", "describe_statistics"]
 
 NANOSECONDS = 1e9
 LABELS = ("model", "version")
+REQUEST_SECONDS = "forwardpass_request_seconds"
 
 
 class MetricsRoutes:
@@ -114,7 +115,8 @@ class _Collector:
         pipelines = self._repository.pipelines
         everything: list[Described] = [*versions, *pipelines]
         for name, text, of in HISTOGRAMS:
-            yield _histograms(name, text, [(one, of(one.metrics)) for one in everything])
+            counted = everything if name == REQUEST_SECONDS else versions  # only models have queues and batches
+            yield _histograms(name, text, [(one, of(one.metrics)) for one in counted])
         outcomes = CounterMetricFamily("forwardpass_requests", "Requests by outcome.", labels=(*LABELS, "outcome"))
         closed = CounterMetricFamily(
             "forwardpass_batches", "Batches by why they were closed.", labels=(*LABELS, "reason")
@@ -141,7 +143,7 @@ class _Collector:
 
 
 HISTOGRAMS: tuple[tuple[str, str, Callable[[ModelMetrics], Histogram]], ...] = (
-    ("forwardpass_request_seconds", "From arrival to answer, of answered requests.", lambda metrics: metrics.total),
+    (REQUEST_SECONDS, "From arrival to answer, of answered requests.", lambda metrics: metrics.total),
     ("forwardpass_queue_seconds", "From arrival until the batch starts.", lambda metrics: metrics.queue),
     ("forwardpass_compute_seconds", "How long a batch runs.", lambda metrics: metrics.compute),
     ("forwardpass_batch_rows", "Rows in a batch.", lambda metrics: metrics.batch_rows),

@@ -54,7 +54,13 @@ def decode_fields(body: bytes, content_type: str, files: FileFields) -> dict[str
     if len(fields) == 1:
         return {fields[0]: Upload(content=body, media_type=media_type)}
     check_is_json(content_type, files)
-    return _decode_object(body)
+    try:
+        return _decode_object(body)
+    except MalformedRequest as error:
+        if not files:
+            raise
+        hint = "a file is sent as multipart/form-data, or as the whole body with its media type"
+        raise MalformedRequest(reason=f"{error.reason}; {hint}") from error
 
 
 def check_is_json(content_type: str, files: FileFields | None = None) -> None:

@@ -162,9 +162,12 @@ class _Planner:
             given = self._tensors[name]
         else:
             if not self.is_partial:
-                there = ", ".join(self._tensors)
-                hint = f'; there are {there}. Write inputs = {{{spec.name} = "…"}}'
-                self.note(number, f"nothing before it gives its input '{spec.name}'" + hint)
+                there = f"there are {', '.join(self._tensors)}"
+                if name == spec.name:
+                    hint = f'Write inputs = {{{name} = "…"}}'
+                    self.note(number, f"nothing before it gives its input '{name}'; {there}. {hint}")
+                else:
+                    self.note(number, f"nothing before it is called '{name}', for its input '{spec.name}'; {there}")
             return
         reason = _misfit(given, spec)
         if reason:

@@ -69,6 +69,13 @@ def test_a_body_of_another_kind_is_refused_with_what_is_taken(content_type: str)
     )
 
 
+def test_a_bare_file_without_its_type_gets_a_hint() -> None:
+    with pytest.raises(MalformedRequest, match="a file is sent as multipart/form-data, or as the whole body with its"):
+        decode_fields(b"\x89PNG", "", FILES)
+    with pytest.raises(MalformedRequest, match=r"\(byte 0\)\.$"):
+        decode_fields(b"\x89PNG", "", {})
+
+
 HOSTILE = {
     "no boundary": ("multipart/form-data", form(part("a", b"")), "empty boundary"),
     "another boundary": (f"{TYPE}z", form(part("a", b"")), "boundary not found"),

@@ -89,6 +89,10 @@ def test_a_later_step_may_take_what_came_in_or_was_made_long_before() -> None:
             ),
         ),
         (
+            [step("scale"), step("head", {"embedding": "scalde"})],
+            "step 2 (head): nothing before it is called 'scalde', for its input 'embedding'; there are pixels, scaled",
+        ),
+        (
             [step("scale"), step("whole", {"x": "scaled"})],
             "step 2 (whole): its input 'x' is int64[batch, 8], but 'scaled' is float32[batch, 8]: the dtypes differ",
         ),
