@@ -17,7 +17,7 @@ from forwardpass.loadtest.generator import Generator
 from forwardpass.loadtest.messages import Ran
 from forwardpass.loadtest.results import CapacityReport, GoodputPoint, LoadResult, Recovery
 from forwardpass.loadtest.schedules import Arrivals, Phase, Schedule, arrival_times, joined_phases, parse_trace
-from forwardpass.loadtest.search import CapacitySearch, Trial
+from forwardpass.loadtest.search import LONGEST_TRIAL_S, CapacitySearch, Trial, trial_duration_s
 from forwardpass.loadtest.settings import LoadSettings, Scenario, TargetSettings
 from forwardpass.loadtest.summary import BUSY_SHARE, LoadSummary, Requests, recovery_s, summarise
 from forwardpass.loadtest.target import prepare_requests
@@ -26,13 +26,6 @@ __all__ = ["find_capacity", "run_load"]
 
 GOODPUT_LOADS = (0.5, 0.8, 1.2, 2.0)
 MAX_RATE_PER_S = 50_000.0
-TRIAL_S = 3.0
-LONGEST_TRIAL_S = 30.0
-LIMITS_PER_TRIAL = 20
-"""A queue that grows by a twentieth of the time passes the limit within so many times the limit: with a shorter trial a
-rate 5 % above the capacity would look like a good one."""
-REQUESTS_PER_TRIAL = 500
-"""So that one in a hundred is a handful."""
 TRIAL_WARM_UP_S = 0.5
 LONE_S = 1.5
 SETTLE_S = 0.3
@@ -147,7 +140,6 @@ class _Hunt:
         self._due_s = due_s
         self._progress = progress
         self._seed = settings.seed
-        self._trial_s = min(max(TRIAL_S, LIMITS_PER_TRIAL * slo.limit_s), LONGEST_TRIAL_S)
         self._lone_p50_s: float | None = None
         self._notes: list[str] = []
 
@@ -169,6 +161,9 @@ class _Hunt:
         else:
             self._notes.append("One request at a time misses the target already; no rate can keep it.")
         capacity = search.capacity()
+        if capacity.rate_per_s and self._duration_s(capacity.rate_per_s) >= LONGEST_TRIAL_S:
+            number = round(capacity.rate_per_s * LONGEST_TRIAL_S)
+            self._notes.append(f"At this rate a trial holds only {number} requests: the shares are coarse.")
         goodput: Sequence[GoodputPoint] = ()
         recovery = None
         if with_goodput and capacity.rate_per_s:
@@ -176,7 +171,7 @@ class _Hunt:
         return CapacityReport(
             capacity=capacity,
             lone_p50_s=self._lone_p50_s,
-            trial_s=self._trial_s,
+            trial_s=self._duration_s(MAX_RATE_PER_S),
             at_capacity=at_capacity.get(capacity.rate_per_s),
             goodput=tuple(goodput),
             recovery=recovery,
@@ -282,10 +277,10 @@ class _Hunt:
         )
 
     def _duration_s(self, rate_per_s: float) -> float:
-        return min(max(self._trial_s, REQUESTS_PER_TRIAL / rate_per_s), LONGEST_TRIAL_S)
+        return trial_duration_s(rate_per_s, self._slo.limit_s)
 
     def _goodput_s(self) -> float:
-        each_s = TRIAL_WARM_UP_S + self._trial_s
+        each_s = TRIAL_WARM_UP_S + self._duration_s(MAX_RATE_PER_S)
         return len(GOODPUT_LOADS) * each_s + RECOVERY_S + 2 * self._settings.timeout_s
 
     def _next_seed(self) -> int:

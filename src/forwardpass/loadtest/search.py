@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-__all__ = ["Capacity", "CapacitySearch", "Trial"]
+__all__ = ["Capacity", "CapacitySearch", "Trial", "trial_duration_s"]
 
 NUM_TO_DECIDE = 2
 """Trials with the same outcome that decide on a rate: a majority of three."""
@@ -20,6 +20,22 @@ CLEARLY_MISSED_SHARE = 0.5
 """A trial with less in time was an overload and no bad luck: during the search it need not be repeated."""
 MIN_RATE_PER_S = 0.05
 MAX_TRIALS = 40
+TRIAL_S = 3.0
+LONGEST_TRIAL_S = 30.0
+LIMITS_PER_TRIAL = 20
+"""A queue that grows by a twentieth of the time passes the limit within so many times the limit: with a shorter trial a
+rate 5 % above the capacity would look like a good one."""
+REQUESTS_PER_TRIAL = 500
+"""So that one in a hundred is a handful."""
+
+
+def trial_duration_s(rate_per_s: float, limit_s: float) -> float:
+    """Return how long a rate has to be offered to tell whether it is kept.
+
+    >>> trial_duration_s(1000, 0.05), trial_duration_s(1000, 0.5), trial_duration_s(20, 0.05), trial_duration_s(1, 1)
+    (3.0, 10.0, 25.0, 30.0)
+    """
+    return min(max(TRIAL_S, LIMITS_PER_TRIAL * limit_s, REQUESTS_PER_TRIAL / rate_per_s), LONGEST_TRIAL_S)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,9 +56,9 @@ class Capacity:
     rate_per_s: float
     """Kept by a majority of its trials; 0 if no rate was."""
     kept_per_s: float
-    """The largest rate up to there that no trial missed: the low end of the interval."""
+    """The largest rate up to there that was kept in all of several trials: the low end of the interval."""
     missed_per_s: float | None
-    """The least rate above that no trial kept: the high end; None if there is none."""
+    """The least rate above that was missed in all of several, or clearly: the high end; None if there is none."""
     is_lower_bound: bool
     """Whether the search was ended by something else than the server: the generator, the budget or the largest rate."""
     trials: tuple[Trial, ...]
@@ -85,13 +101,13 @@ class CapacitySearch:
             return high / 2 if high / 2 >= MIN_RATE_PER_S else None
         if high / low > 1 + RESOLUTION:
             return math.sqrt(low * high)
-        return next((rate for rate in (low, high) if not self._is_decided(rate)), None)
+        return next((rate for rate in (low, high) if not self._is_decided(rate)), self._towards_the_ends(low, high))
 
     def capacity(self) -> Capacity:
         """Return what is known by now."""
         low, high = self._bracket()
-        kept = [rate for rate in self._rates() if rate <= low and self._num_missed(rate) == 0]
-        missed = [rate for rate in self._rates() if rate > low and self._num_kept(rate) == 0]
+        kept = [rate for rate in self._rates() if rate <= low and self._is_sure(rate)]
+        missed = [rate for rate in self._rates() if rate > low and self._is_sure(rate)]
         at_edge = [trial for trial in self._trials if trial.rate_per_s == high]
         is_closed = high is not None and (low == 0.0 or high / low <= 1 + RESOLUTION + 1e-9)
         return Capacity(
@@ -112,6 +128,20 @@ class CapacitySearch:
         below = [rate for rate in self._rates() if self._balance(rate) > 0 and (high is None or rate < high)]
         return max(below, default=0.0), high
 
+    def _towards_the_ends(self, low: float, high: float) -> float | None:
+        """Return what to try until the interval has two ends, where luck had its hand in the rates at the edge."""
+        if not any(self._is_sure(rate) for rate in self._rates() if rate >= high):
+            return self._next_beyond(high, 1 + RESOLUTION)
+        if not any(self._is_sure(rate) for rate in self._rates() if rate <= low):
+            return self._next_beyond(low, 1 / (1 + RESOLUTION))
+        return None
+
+    def _next_beyond(self, rate: float, factor: float) -> float:
+        """Step away from the edge, over rates that were kept at times and missed at others."""
+        while self._num_kept(rate) and self._num_missed(rate):
+            rate *= factor
+        return rate
+
     def _above(self, low: float) -> float | None:
         if low < self._max_per_s:
             return min(low * 2, self._max_per_s)
@@ -129,11 +159,18 @@ class CapacitySearch:
     def _balance(self, rate: float) -> int:
         return self._num_kept(rate) - self._num_missed(rate)
 
+    def _is_sure(self, rate: float) -> bool:
+        """Whether all trials of a rate had the same outcome, and were enough."""
+        is_mixed = self._num_kept(rate) > 0 and self._num_missed(rate) > 0
+        return not is_mixed and (self._is_decided(rate) or self._is_clearly_missed(rate))
+
+    def _is_clearly_missed(self, rate: float) -> bool:
+        trials = [trial for trial in self._trials if trial.rate_per_s == rate]
+        return all(trial.share_in_time < CLEARLY_MISSED_SHARE for trial in trials)
+
     def _is_doubtful(self, rate: float) -> bool:
         """Whether a rate was missed once and not clearly, or was kept as often as missed."""
-        trials = [trial for trial in self._trials if trial.rate_per_s == rate]
-        is_clear = all(trial.share_in_time < CLEARLY_MISSED_SHARE for trial in trials)
-        return self._balance(rate) <= 0 and not self._is_decided(rate) and not is_clear
+        return self._balance(rate) <= 0 and not self._is_decided(rate) and not self._is_clearly_missed(rate)
 
     def _is_decided(self, rate: float) -> bool:
         return max(self._num_kept(rate), self._num_missed(rate)) >= NUM_TO_DECIDE
