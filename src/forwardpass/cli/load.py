@@ -262,11 +262,13 @@ def _rate(summary: LoadSummary) -> str:
 
 def _echo_capacity(report: CapacityReport, slo: str, is_met: bool | None) -> None:
     found = report.capacity
-    high = f"{format_count(found.missed_per_s)}/s" if found.missed_per_s is not None else "not found"
+    high = f"{format_count(found.high_per_s)}/s" if found.high_per_s is not None else "unknown"
+    missed = f"{format_count(found.missed_per_s)}/s" if found.missed_per_s is not None else "none"
     more = "at least " if found.is_lower_bound else ""
     rows = [
         ["capacity", f"{more}{format_count(found.rate_per_s)}/s within {slo}"],
-        ["interval", f"always kept: {format_count(found.kept_per_s)}/s, never kept: {high}"],
+        ["interval", f"{format_count(found.low_per_s)}/s to {high}"],
+        ["tried", f"always kept: {format_count(found.kept_per_s)}/s, never kept: {missed}"],
         ["trials", f"{len(found.trials)} of {report.trial_s:g} s or more, Poisson arrivals"],
     ]
     if report.lone_p50_s is not None:

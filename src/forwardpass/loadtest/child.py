@@ -1,4 +1,7 @@
-"""The generator's process: takes orders on its standard input, runs them, and answers with what happened."""
+"""The generator's process: takes orders over a socket, runs them, and answers with what happened.
+
+`python -m forwardpass.loadtest.child SOCKET PARENT`: the file descriptor of the socket and the parent's process id.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ import ctypes
 import gc
 import os
 import signal
+import socket
 import ssl
 import sys
 import time
@@ -37,10 +41,12 @@ _LEAD_S = 0.05
 def main() -> None:
     """Work until the parent hangs up."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears it, too, and ends this process
-    _die_with_parent()
+    number, parent = map(int, sys.argv[1:])
+    _die_with(parent)
     gc.disable()  # a collection in the middle of a run would look like a slow server
     prepared, tls = None, None
-    while (order := read_message(sys.stdin.buffer)) is not None:
+    channel = socket.socket(fileno=number).makefile("rwb")
+    while (order := read_message(channel)) is not None:
         answer: Message
         try:
             if isinstance(order, Prepare):
@@ -52,7 +58,7 @@ def main() -> None:
                 answer = Failed(reason=f"there is no way to do {type(order).__name__} now")
         except OSError as error:
             answer = Failed(reason=error.strerror or str(error))
-        write_message(sys.stdout.buffer, answer)
+        write_message(channel, answer)
         gc.collect()
 
 
@@ -93,12 +99,12 @@ def _run(work: Coroutine[Any, Any, Ran]) -> Ran:
     return uvloop.run(work)
 
 
-def _die_with_parent() -> None:
+def _die_with(parent: int) -> None:
     """A parent that was killed says nothing; a load that nobody waits for has to stop, too."""
     prctl = getattr(ctypes.CDLL(None), "prctl", None)
     if prctl is not None:  # Linux
         prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != int(sys.argv[1]):  # it was killed before that
+        if os.getppid() != parent:  # it was killed before that
             sys.exit(1)
 
 

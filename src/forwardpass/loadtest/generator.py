@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import selectors
+import socket
 import subprocess
 import sys
 import threading
@@ -45,12 +46,18 @@ class Generator:
         self._prepare = prepare
 
     def __enter__(self) -> Self:
-        self._process = subprocess.Popen(
-            [sys.executable, *_ARGUMENTS, str(os.getpid())],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env=_environment(),
-        )
+        ours, theirs = socket.socketpair()
+        with theirs:
+            number = theirs.fileno()
+            self._process = subprocess.Popen(
+                [sys.executable, *_ARGUMENTS, str(number), str(os.getpid())],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                pass_fds=(number,),
+                env=_environment(),
+            )
+        self._socket = ours
+        self._channel = ours.makefile("rwb")
         answer = self._ask(self._prepare, _SLACK_S, lambda _: None)
         if not isinstance(answer, Prepared):
             self.__exit__(ChildFailed, None, None)
@@ -60,18 +67,16 @@ class Generator:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
         if kind is not None:
             self._process.kill()
-        with contextlib.suppress(BrokenPipeError):
-            self._process.stdin.close()
+        with contextlib.suppress(OSError):
+            self._channel.close()
+        self._socket.close()
         try:
             self._process.wait(_EXIT_WAIT_S)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-        self._process.stdout.close()
 
     def run_open(self, schedule: Schedule, *, on_time: Callable[[float], None] = lambda _: None) -> Ran:
         """Send at the times of the schedule; `on_time` hears now and then how long it has been running.
@@ -105,19 +110,17 @@ class Generator:
         return answer
 
     def _ask(self, order: Message, max_wait_s: float, on_time: Callable[[float], None]) -> Message | None:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
         watchdog = threading.Timer(max_wait_s, self._process.kill)
         watchdog.start()
         begun_s = time.monotonic()
         try:
-            write_message(self._process.stdin, order)
+            write_message(self._channel, order)
             with selectors.DefaultSelector() as selector:
-                selector.register(self._process.stdout, selectors.EVENT_READ)
+                selector.register(self._socket, selectors.EVENT_READ)
                 while not selector.select(_TICK_S):
                     on_time(time.monotonic() - begun_s)
-            return read_message(self._process.stdout)
-        except BrokenPipeError:
+            return read_message(self._channel)
+        except ConnectionError:
             return None
         finally:
             watchdog.cancel()

@@ -1,16 +1,29 @@
-"""What the generator's process is told and what it tells: length-prefixed MessagePack over its pipes."""
+"""What the generator's process is told and what it tells: length-prefixed MessagePack over a socket."""
 
 from __future__ import annotations
 
 import struct
 from enum import IntEnum
-from typing import IO
+from typing import Protocol
 
 import msgspec
 
 __all__ = ["Closed", "Fate", "Message", "Open", "Prepare", "Ran", "read_message", "write_message"]
 
 _LENGTH = struct.Struct("<Q")
+
+
+class Channel(Protocol):
+    """A buffered stream in both directions, such as a socket's file."""
+
+    def read(self, size: int, /) -> bytes:
+        """Read so many bytes, fewer at the end."""
+
+    def write(self, data: bytes, /) -> int:
+        """Write all bytes."""
+
+    def flush(self) -> None:
+        """Send what was written."""
 
 
 class Fate(IntEnum):
@@ -100,7 +113,7 @@ _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(Message).decode
 
 
-def write_message(stream: IO[bytes], message: Message) -> None:
+def write_message(stream: Channel, message: Message) -> None:
     """Write and flush one message."""
     body = _encode(message)
     stream.write(_LENGTH.pack(len(body)))
@@ -108,7 +121,7 @@ def write_message(stream: IO[bytes], message: Message) -> None:
     stream.flush()
 
 
-def read_message(stream: IO[bytes]) -> Message | None:
+def read_message(stream: Channel) -> Message | None:
     """Read one message; None when the other end is gone."""
     head = stream.read(_LENGTH.size)
     if len(head) < _LENGTH.size:

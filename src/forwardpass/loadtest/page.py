@@ -99,12 +99,12 @@ def _run_verdicts(summary: LoadSummary, result: LoadResult) -> list[Verdict]:
 
 def _capacity_verdicts(report: CapacityReport, result: LoadResult) -> list[Verdict]:
     found = report.capacity
-    high = f"{format_count(found.missed_per_s)}/s" if found.missed_per_s is not None else "nothing tried"
+    high = f"{format_count(found.high_per_s)}/s" if found.high_per_s is not None else "unknown"
     verdicts = [
         Verdict(
             label=f"Capacity within {result.slo}",
             value=f"{'≥ ' if found.is_lower_bound else ''}{format_count(found.rate_per_s)}/s",
-            note=f"Always kept: {format_count(found.kept_per_s)}/s; never kept: {high}.",
+            note=f"Interval: {format_count(found.low_per_s)}/s to {high}.",
             word="FOUND" if found.rate_per_s else "MISSED",
             state=State.GOOD if found.rate_per_s else State.BAD,
         )

@@ -180,7 +180,7 @@ class _Hunt:
 
     def _search(self, search: CapacitySearch, at_capacity: dict[float, LoadSummary], reserved_s: float) -> None:
         while (rate_per_s := search.next_rate()) is not None:
-            duration_s = self._duration_s(rate_per_s)
+            duration_s = trial_duration_s(rate_per_s, self._slo.limit_s, is_repetition=search.was_tried(rate_per_s))
             if time.monotonic() + duration_s + self._settings.timeout_s / 2 > self._due_s - reserved_s:
                 self._notes.append("The budget ended the search; a larger --budget narrows the interval.")
                 return

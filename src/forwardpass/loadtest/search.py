@@ -27,15 +27,21 @@ LIMITS_PER_TRIAL = 20
 rate 5 % above the capacity would look like a good one."""
 REQUESTS_PER_TRIAL = 500
 """So that one in a hundred is a handful."""
+REPETITION_FACTOR = 2.0
+"""A repeated trial is longer: near the capacity late answers come in clusters, and a short trial can miss them all."""
+MARGIN = 0.1
+"""What luck can do beyond the rates that were tried. With it, the interval held the true capacity of simulated queues
+in more than nine of ten searches; without it, in six."""
 
 
-def trial_duration_s(rate_per_s: float, limit_s: float) -> float:
+def trial_duration_s(rate_per_s: float, limit_s: float, *, is_repetition: bool = False) -> float:
     """Return how long a rate has to be offered to tell whether it is kept.
 
     >>> trial_duration_s(1000, 0.05), trial_duration_s(1000, 0.5), trial_duration_s(20, 0.05), trial_duration_s(1, 1)
     (3.0, 10.0, 25.0, 30.0)
     """
-    return min(max(TRIAL_S, LIMITS_PER_TRIAL * limit_s, REQUESTS_PER_TRIAL / rate_per_s), LONGEST_TRIAL_S)
+    duration_s = max(TRIAL_S, LIMITS_PER_TRIAL * limit_s, REQUESTS_PER_TRIAL / rate_per_s)
+    return min(duration_s * (REPETITION_FACTOR if is_repetition else 1.0), LONGEST_TRIAL_S)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,9 +62,13 @@ class Capacity:
     rate_per_s: float
     """Kept by a majority of its trials; 0 if no rate was."""
     kept_per_s: float
-    """The largest rate up to there that was kept in all of several trials: the low end of the interval."""
+    """The largest rate up to there that was kept in all of several trials."""
     missed_per_s: float | None
-    """The least rate above that was missed in all of several, or clearly: the high end; None if there is none."""
+    """The least rate above that was missed in all of several, or clearly; None if there is none."""
+    low_per_s: float
+    """Low end of the interval that holds the capacity, as far as luck can be bounded."""
+    high_per_s: float | None
+    """High end; None if nothing was too much."""
     is_lower_bound: bool
     """Whether the search was ended by something else than the server: the generator, the budget or the largest rate."""
     trials: tuple[Trial, ...]
@@ -108,15 +118,22 @@ class CapacitySearch:
         low, high = self._bracket()
         kept = [rate for rate in self._rates() if rate <= low and self._is_sure(rate)]
         missed = [rate for rate in self._rates() if rate > low and self._is_sure(rate)]
+        kept_per_s, missed_per_s = max(kept, default=0.0), min(missed, default=None)
         at_edge = [trial for trial in self._trials if trial.rate_per_s == high]
         is_closed = high is not None and (low == 0.0 or high / low <= 1 + RESOLUTION + 1e-9)
         return Capacity(
             rate_per_s=low,
-            kept_per_s=max(kept, default=0.0),
-            missed_per_s=min(missed, default=None),
+            kept_per_s=kept_per_s,
+            missed_per_s=missed_per_s,
+            low_per_s=kept_per_s / (1 + MARGIN),
+            high_per_s=missed_per_s * (1 + MARGIN) if missed_per_s is not None else None,
             is_lower_bound=not is_closed or all(trial.is_generator_limited for trial in at_edge),
             trials=tuple(self._trials),
         )
+
+    def was_tried(self, rate_per_s: float) -> bool:
+        """Tell whether a trial at this rate would be a repetition."""
+        return any(trial.rate_per_s == rate_per_s for trial in self._trials)
 
     def is_kept(self, trial: Trial) -> bool:
         """Tell whether a trial passed."""
