@@ -137,7 +137,7 @@ class Target:
     def _unreachable(self, error: Exception) -> ServerUnreachable:
         if isinstance(error, TimeoutError):
             reason = f"no answer within {PATIENCE_S:g} s"
-        elif isinstance(error, http.client.RemoteDisconnected):
+        elif isinstance(error, http.client.RemoteDisconnected | BrokenPipeError | ConnectionResetError):
             reason = "it closed the connection without an answer"
         elif isinstance(error, OSError) and error.strerror:
             reason = error.strerror[:1].lower() + error.strerror[1:]
