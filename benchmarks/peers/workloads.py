@@ -120,7 +120,10 @@ def write_bundle(workload: Workload, model: Path, destination: Path) -> Path:
         name=workload.name,
         variants=[
             VariantToPack(
-                variant=variant, invariance=profile.invariance.verdict, latency=tuple(profile.latency_tables())
+                variant=variant,
+                invariance=profile.invariance.verdict,
+                exact_batch_sizes=profile.invariance.exact_batch_sizes,
+                latency=tuple(profile.latency_tables()),
             )
         ],
         golden_inputs=calls[1],

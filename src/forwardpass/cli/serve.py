@@ -34,9 +34,9 @@ __all__ = ["command"]
 )
 @click.option(
     "--same-answer",
-    type=click.Choice(["bitwise", "rounding"]),
+    type=click.Choice(["affordable", "bitwise", "rounding"]),
     default=None,
-    help="Keep answers equal to the last bit whatever shares the batch, where the variant can; default: bitwise.",
+    help="Answers equal to the last bit whatever shares the batch, or up to rounding; default: bitwise if affordable.",
 )
 @click.option(
     "--max-queue", type=click.IntRange(min=1), default=None, help="Rows that may wait before requests are refused."

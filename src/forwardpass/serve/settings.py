@@ -14,8 +14,10 @@ __all__ = ["ModelSettings", "SameAnswer", "ServeSettings"]
 class SameAnswer(StrEnum):
     """How equal the answers to a request have to be, whatever shares its batch."""
 
+    AFFORDABLE = "affordable"
+    """To the last bit, where the variant can do that at little cost; else up to rounding, and the log says so."""
     BITWISE = "bitwise"
-    """As equal as the bundle's evidence says they can be: to the last bit, where the variant can do that."""
+    """To the last bit, where the variant can do that, whatever it costs."""
     ROUNDING = "rounding"
     """Up to rounding: batches of any size, and shapes padded to each other, even where the last bits depend on it."""
 
@@ -33,7 +35,7 @@ class ModelSettings:
     """The latency target, where the bundle's own is to be overruled or it has none."""
     timeout_s: float | None = None
     """Deadline of a request that names none; without it the target's limit, and without a target 30 seconds."""
-    same_answer: SameAnswer = SameAnswer.BITWISE
+    same_answer: SameAnswer = SameAnswer.AFFORDABLE
     hang_s: float = 60.0
     """A batch that runs longer than this, and twenty times longer than predicted, has hung: its worker is replaced."""
 

@@ -18,6 +18,9 @@ UNMEASURED_MAX_BATCH_ROWS = 32
 MIN_ROW_S = 1e-3
 """Where a row takes less, the front is the limit, and another worker would only take its core away."""
 
+MAX_PADDING_COST = 1.1
+"""How much dearer a lone request may become by padding before the operator is asked."""
+
 MIN_GAIN = 1.15
 """Several slow workers have to promise so much more throughput than one fast one; each holds a copy of the model."""
 
@@ -64,6 +67,25 @@ def max_batch_rows(variant: BundledVariant, table: LatencyTable | None) -> int:
     return table.best_batch_size if table is not None else UNMEASURED_MAX_BATCH_ROWS
 
 
+def _batch_sizes(
+    variant: BundledVariant, same_answer: SameAnswer, max_rows: int, table: LatencyTable | None
+) -> tuple[int, ...]:
+    """Return the only sizes that may run, so that answers are the same to the last bit; empty for any.
+
+    Where batching gains nothing, that is one row at a time and costs nothing. Otherwise rows are padded up to sizes
+    that agree, which makes a lone request dearer.
+    """
+    if not variant.exact_batch_sizes or same_answer is SameAnswer.ROUNDING:
+        return ()
+    if max_rows == 1:
+        return (1,)
+    if same_answer is SameAnswer.AFFORDABLE:
+        least = variant.exact_batch_sizes[0]
+        if table is None or table.predict_median_s(least) > MAX_PADDING_COST * table.predict_median_s(1):
+            return ()
+    return variant.exact_batch_sizes
+
+
 def paddable_axes(variant: BundledVariant, same_answer: SameAnswer) -> tuple[str, ...]:
     """Return the axes along which requests may be padded to share a batch.
 
@@ -86,7 +108,7 @@ def _sized(
     variant: BundledVariant, settings: ModelSettings, num_threads: int, num_workers: int, table: LatencyTable | None
 ) -> Sizing:
     wanted = settings.max_batch_rows or max_batch_rows(variant, table)
-    batch_sizes = variant.exact_batch_sizes if settings.same_answer is SameAnswer.BITWISE else ()
+    batch_sizes = _batch_sizes(variant, settings.same_answer, wanted, table)
     return Sizing(
         num_threads=num_threads,
         num_workers=num_workers,

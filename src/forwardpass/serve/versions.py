@@ -201,9 +201,12 @@ class ModelVersion:
         said = []
         if self.variant.invariance is BatchInvariance.INTERFERENCE:
             said.append(f"{self}: rows of '{self.variant.name}' change each other's answers; requests share no batch.")
-        if self.sizing.batch_sizes:
-            sizes = ", ".join(map(str, self.sizing.batch_sizes))
-            said.append(f"{self}: answers are the same only in batches of {sizes} rows; others are padded up to them.")
+        if self.variant.exact_batch_sizes and not self.sizing.batch_sizes:
+            sizes = ", ".join(map(str, self.variant.exact_batch_sizes))
+            said.append(
+                f"{self}: the last bits of an answer may depend on what shares its batch; '--same-answer bitwise' pads "
+                f"every batch to {sizes} rows, where they do not, and makes a lone request slower."
+            )
         fastest_s = self._latency.predict_s(1)
         if self.slo is not None and fastest_s > self.slo.limit_s:
             said.append(

@@ -1,0 +1,104 @@
+"""How a variant is run, as its evidence says and the operator asks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pytest
+
+from forwardpass.bundle import BundledVariant, GoldenRecord, PaddingRecord
+from forwardpass.core.latency import LatencyPoint, LatencyTable
+from forwardpass.core.slo import Slo
+from forwardpass.core.variants import BatchInvariance, Format, Precision, Recipe
+from forwardpass.serve.settings import ModelSettings, SameAnswer
+from forwardpass.serve.sizing import choose_sizing, paddable_axes
+
+BITWISE, FIXED, TOLERANCE, INTERFERENCE = (
+    BatchInvariance.BITWISE,
+    BatchInvariance.FIXED_SHAPES,
+    BatchInvariance.TOLERANCE,
+    BatchInvariance.INTERFERENCE,
+)
+
+
+def table(milliseconds: Mapping[int, float], num_threads: int = 1) -> LatencyTable:
+    points = (LatencyPoint(batch_size=n, p50_s=ms / 1e3, p95_s=ms / 1e3) for n, ms in milliseconds.items())
+    return LatencyTable(num_threads=num_threads, points=tuple(points))
+
+
+def variant(
+    invariance: BatchInvariance,
+    *tables: LatencyTable,
+    exact: tuple[int, ...] = (),
+    padding: BatchInvariance | None = None,
+) -> BundledVariant:
+    return BundledVariant(
+        name="v",
+        format=Format.ONNX,
+        precision=Precision.FP32,
+        path="v.onnx",
+        recipe=Recipe(),
+        invariance=invariance,
+        golden=GoldenRecord(path="g", tolerance=1e-4),
+        exact_batch_sizes=exact,
+        padding=PaddingRecord(axis="length", invariance=padding) if padding else None,
+        latency=tables,
+    )
+
+
+STEEP = table({1: 10, 2: 20, 8: 80})
+FLAT = table({1: 10, 2: 10.5, 8: 14})
+GAINING = table({1: 10, 2: 15, 8: 40})
+
+
+@pytest.mark.parametrize(
+    ("invariance", "measured", "exact", "asked", "most", "sizes"),
+    [
+        (BITWISE, GAINING, (), SameAnswer.AFFORDABLE, 8, ()),
+        (FIXED, STEEP, (2, 8), SameAnswer.AFFORDABLE, 1, (1,)),  # one by one nobody shares anything
+        (FIXED, FLAT, (2, 8), SameAnswer.AFFORDABLE, 8, (2, 8)),
+        (FIXED, GAINING, (2, 8), SameAnswer.AFFORDABLE, 8, ()),
+        (FIXED, GAINING, (2, 8), SameAnswer.BITWISE, 8, (2, 8)),
+        (FIXED, GAINING, (2, 3), SameAnswer.BITWISE, 3, (2, 3)),
+        (FIXED, GAINING, (16, 32), SameAnswer.BITWISE, 16, (16, 32)),
+        (FIXED, FLAT, (2, 8), SameAnswer.ROUNDING, 8, ()),
+        (INTERFERENCE, GAINING, (), SameAnswer.ROUNDING, 1, ()),
+    ],
+)
+def test_batches_are_as_large_as_pays_and_as_equal_as_asked(
+    invariance: BatchInvariance,
+    measured: LatencyTable,
+    exact: tuple[int, ...],
+    asked: SameAnswer,
+    most: int,
+    sizes: tuple[int, ...],
+) -> None:
+    chosen = choose_sizing(
+        variant(invariance, measured, exact=exact), ModelSettings(same_answer=asked), slo=None, num_cores=2
+    )
+    assert (chosen.max_batch_rows, chosen.batch_sizes) == (most, sizes)
+
+
+@pytest.mark.parametrize(
+    ("invariance", "padding", "asked", "is_padded"),
+    [
+        (BITWISE, BITWISE, SameAnswer.AFFORDABLE, True),
+        (BITWISE, TOLERANCE, SameAnswer.AFFORDABLE, False),
+        (BITWISE, TOLERANCE, SameAnswer.ROUNDING, True),
+        (TOLERANCE, TOLERANCE, SameAnswer.AFFORDABLE, True),
+        (BITWISE, None, SameAnswer.ROUNDING, False),
+    ],
+)
+def test_shapes_are_padded_only_where_that_keeps_what_the_variant_keeps(
+    invariance: BatchInvariance, padding: BatchInvariance | None, asked: SameAnswer, is_padded: bool
+) -> None:
+    assert paddable_axes(variant(invariance, padding=padding), asked) == (("length",) if is_padded else ())
+
+
+def test_several_slow_workers_are_taken_only_if_their_batches_keep_the_target() -> None:
+    """Two workers of one thread do 1.5 times the rows of one with two threads, but each row takes longer."""
+    both = variant(BITWISE, table({1: 40}, 1), table({1: 30}, 2))
+    relaxed = choose_sizing(both, ModelSettings(), slo=Slo(percent=99, limit_s=0.1), num_cores=2)
+    tight = choose_sizing(both, ModelSettings(), slo=Slo(percent=99, limit_s=0.06), num_cores=2)
+    assert (relaxed.num_workers, relaxed.num_threads) == (2, 1)
+    assert (tight.num_workers, tight.num_threads) == (1, 2)
