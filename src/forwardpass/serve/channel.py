@@ -75,11 +75,12 @@ class Run(msgspec.Struct, frozen=True, tag=True, array_like=True):
 
 
 class Done(msgspec.Struct, frozen=True, tag=True, array_like=True):
-    """The outputs are in the arena."""
+    """The outputs are in the arena. `ended_s` is of the monotonic clock, which is one for all processes."""
 
     arena_bytes: int
     outputs: tuple[Placed, ...]
     compute_s: float
+    ended_s: float
 
 
 class Failed(msgspec.Struct, frozen=True, tag=True, array_like=True):

@@ -217,8 +217,9 @@ class Dispatcher:
 
     def _on_done(self, lane: _Lane, message: Done) -> None:
         batch, lane.batch = lane.batch, ()
-        now_s = self._now_s()
-        self._queue.observe(lane.running, now_s - lane.started_s)
+        # Until the worker was done, not until this loop got to it: a loop that is busy refusing would believe that the
+        # model had become slow, and go on refusing what the idle worker could answer.
+        self._queue.observe(lane.running, max(message.ended_s - lane.started_s, 0.0))
         self._metrics.batch(sum(request.num_rows for request in batch), message.compute_s)
         outputs = {placed.name: lane.worker.arena.view(placed) for placed in message.outputs}
         start = 0

@@ -105,7 +105,7 @@ def _run(message: Run, arena: Arena, runtime: Runtime) -> Message:
         return Failed("input-rejected", type(error).__name__)
     compute_s = time.perf_counter() - started
     placed = arena.place([(name, [array]) for name, array in outputs.items()])
-    return Done(arena.num_bytes, placed, compute_s)
+    return Done(arena.num_bytes, placed, compute_s, time.monotonic())
 
 
 if __name__ == "__main__":

@@ -49,8 +49,15 @@ class Rig:
     """A dispatcher with its fakes, on the loop that runs."""
 
     def __init__(
-        self, loop: VirtualTimeLoop, queue: BatchQueue, *, num_workers: int = 1, axes: Sequence[str] = ()
+        self,
+        loop: VirtualTimeLoop,
+        queue: BatchQueue,
+        *,
+        num_workers: int = 1,
+        axes: Sequence[str] = (),
+        unseen_s: float = 0.0,
     ) -> None:
+        self._unseen_s = unseen_s
         self.loop = loop
         self.padding = ShapePadding(SIGNATURE, axes)
         self.dispatcher = Dispatcher(
@@ -67,7 +74,7 @@ class Rig:
             self.dispatcher.add_worker(self._make)
 
     def _make(self, listener: WorkerListener) -> WorkerProcess:
-        self.workers.append(TimedWorker(listener, service))
+        self.workers.append(TimedWorker(listener, service, unseen_s=self._unseen_s))
         return cast(WorkerProcess, self.workers[-1])
 
     def submit(self, tokens: Array, timeout_s: float, answer: Callable[[Result], None]) -> None:
@@ -133,6 +140,22 @@ def test_the_dispatcher_does_what_the_simulation_says(load: float, num_workers: 
     in_virtual_time(play)
     assert fates == list(expected.fates)
     np.testing.assert_allclose(latencies_s, expected.latencies_s, rtol=1e-6)
+
+
+def test_a_loop_that_is_slow_to_see_answers_does_not_take_the_model_for_slow() -> None:
+    """Otherwise it refuses all that the model could answer, is busy with refusing, and never finds out."""
+    latency = LatencyEstimate(TABLE)
+
+    async def play() -> None:
+        loop = cast(VirtualTimeLoop, asyncio.get_running_loop())
+        queue = BatchQueue(latency=latency, max_batch_rows=32, max_queue_rows=200, num_workers=1)
+        rig = Rig(loop, queue, unseen_s=10 * service(1))
+        for _ in range(50):
+            rig.submit(np.array([[1]]), 60.0, lambda _: None)
+            await asyncio.sleep(20 * service(1))
+
+    in_virtual_time(play)
+    assert latency.predict_s(1) == pytest.approx(service(1), rel=0.01)
 
 
 @settings(max_examples=60, deadline=None)
