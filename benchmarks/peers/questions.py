@@ -24,6 +24,7 @@ CALM = 0.5
 FIRST_SHARE = 0.7
 STEP_UP = 1.3
 STEP_DOWN = 0.6
+MAX_PROBE = 3.0
 SETTLE_LIMIT_S = 20.0
 NUM_SETTLED = 5
 
@@ -38,6 +39,8 @@ class Plan:
     closed_s: float = 3.0
     tune_s: float = 2.0
     probe_s: float = 4.0
+    min_probe_requests: int = 500
+    """A slow server is probed for longer, up to `MAX_PROBE` times: one in a hundred of few requests is chance."""
     num_probes: int = 7
     goodput_s: float = 5.0
     rates: tuple[float, ...] = (0.5, 0.8, 1.2, 2.0)
@@ -55,6 +58,7 @@ class Plan:
             closed_s=1.5,
             tune_s=1.0,
             probe_s=2.0,
+            min_probe_requests=150,
             num_probes=6,
             goodput_s=2.5,
             calm_s=4.0,
@@ -108,7 +112,8 @@ def find_capacity(load: Load, workload: Workload, plan: Plan, *, guess: float, s
     generator = np.random.default_rng(seed)
 
     def is_held(rate: float) -> bool:
-        schedule = poisson_schedule(rate, plan.probe_s, generator)
+        seconds = min(max(plan.probe_s, plan.min_probe_requests / rate), MAX_PROBE * plan.probe_s)
+        schedule = poisson_schedule(rate, seconds, generator)
         outcome = load.open(schedule, timeout_s=PATIENCE * workload.slo_s)
         settle(load, workload)
         return outcome.share_within(workload.slo_s) >= KEPT_SHARE
