@@ -109,6 +109,11 @@ def tokens() -> nn.Module:
     return Tokens()
 
 
+def recurrent() -> nn.Module:
+    torch.manual_seed(1)
+    return Recurrent()
+
+
 def two_inputs() -> nn.Module:
     return TwoInputs()
 

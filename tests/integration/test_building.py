@@ -11,6 +11,7 @@ import torch
 from forwardpass.errors import UntrustedPickle
 from forwardpass.optimize import OptimizeSettings
 from forwardpass.profile import ProfileSettings
+from forwardpass.ship import Shipment
 from forwardpass.wiring import convert_model, optimize_model, profile_model, ship_model
 from tests.integration.torch_modules import build
 
@@ -68,3 +69,23 @@ def test_a_pickle_that_is_not_trusted_is_refused_by_every_command(
         optimize_model(MODEL, data="data.npz", out="variants", weights="w.pt")
     with pytest.raises(UntrustedPickle):
         ship_model(MODEL, data="data.npz", out="out", weights="w.pt")
+
+
+def test_a_named_axis_reaches_the_bundle_and_another_name_is_another_conversion(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    steps = np.random.default_rng(1).standard_normal((40, 5, 4)).astype(np.float32)
+    np.savez("data.npz", x=steps)
+
+    def ship(name: str) -> Shipment:
+        model = "tests.integration.conversion_sources:recurrent"
+        return ship_model(
+            model, data="data.npz", out="out", settings=OptimizeSettings(profile=TINY), axes={"x": {1: name}}
+        )
+
+    first = ship("length")
+    assert first.bundle.manifest.signature.inputs[0].shape == ("batch", "length", 4)
+    assert first.bundle.manifest.signature.outputs[0].shape == ("batch", "length", 3)
+    assert ship("length").resumed == ("convert", "optimize")
+    assert "convert" not in ship("steps").resumed

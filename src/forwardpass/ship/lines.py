@@ -85,7 +85,7 @@ def _choice_line(chosen: Candidate, optimization: Optimization) -> CheckLine:
         step="optimise",
         what=f"{optimization.target.value}, {chosen.variant.name} against the float model",
         number=f"{number}{low_high}",
-        note=f"{len(optimization.candidates)} variants measured",
+        note=f"{sum(it.profile is not None for it in optimization.candidates)} variants measured",
     )
 
 

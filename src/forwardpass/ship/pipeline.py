@@ -113,7 +113,8 @@ def ship(request: ShipRequest, *, progress: Progress) -> Shipment:
 def _convert(
     request: ShipRequest, store: StepStore, data_key: str, resumed: list[str], progress: Progress
 ) -> Conversion:
-    key = step_key(CONVERT, VERSION, runtime_versions(), request.source_key, data_key, request.opset, request.axes)
+    axes = [(name, sorted(named.items())) for name, named in sorted(request.axes.items())]
+    key = step_key(CONVERT, VERSION, runtime_versions(), request.source_key, data_key, request.opset, axes)
 
     def run() -> Conversion:
         return convert_to_onnx(
