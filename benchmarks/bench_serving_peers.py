@@ -50,7 +50,7 @@ from benchmarks.peers.questions import (  # noqa: E402
 )
 from benchmarks.peers.report import documents, table  # noqa: E402
 from benchmarks.peers.rivals import RIVALS, Place, Rival, Served  # noqa: E402
-from benchmarks.peers.serving import RunningServer, ServerFailed, free_port, serving  # noqa: E402
+from benchmarks.peers.serving import RunningServer, ServerFailed, ask, free_port, serving  # noqa: E402
 from benchmarks.peers.workloads import WORKLOADS, Workload, write_bundle, write_model  # noqa: E402
 from forwardpass.core.version import VERSION  # noqa: E402
 from forwardpass.profile import describe_machine  # noqa: E402
@@ -82,6 +82,8 @@ class Bench:
     tuning: dict[str, dict[str, float]] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
     observations: list[Observation] = field(default_factory=list)
+    chosen: list[str] = field(default_factory=list)
+    """What forwardpass has decided from the bundle, one a round."""
     capacities: list[float] = field(default_factory=list)
     """Of forwardpass, one a round: what the goodput of the others is offered in."""
 
@@ -157,6 +159,8 @@ def measure(bench: Bench, rival: Rival, seed: int) -> None:
     note = partial(bench.note, rival.name)
     place = bench.places[rival.name]
     with bench.start(rival, place, sheds=False) as server:
+        if rival.name == OURS:
+            bench.chosen.append(chosen_sizing(server, bench.workload))
         ask_idle(server, bench.plan, note)
         best_rate, best = 0.0, rival.protocols[0]
         for protocol in rival.protocols:
@@ -171,6 +175,14 @@ def measure(bench: Bench, rival: Rival, seed: int) -> None:
     if rival.can_shed:
         with bench.start(rival, place, sheds=True) as server:
             ask_open_loop(bench, rival, server, best.request(bench.workload, None), best_rate, seed)
+
+
+def chosen_sizing(server: RunningServer, workload: Workload) -> str:
+    """Return the workers, threads and batch that forwardpass has chosen by itself."""
+    request = f"GET /v2/models/{workload.name}/config HTTP/1.1\r\nhost: localhost\r\n\r\n"
+    config = json.loads(ask(server.port, request.encode())[2])
+    threads = config["parameters"]["threads"]["string_value"]
+    return f"{config['instance_group'][0]['count']} x {threads} threads, up to {config['max_batch_size']} rows"
 
 
 def ask_open_loop(bench: Bench, rival: Rival, server: RunningServer, request: bytes, rate: float, seed: int) -> None:
@@ -261,13 +273,19 @@ def context(bench: Bench, rivals: Sequence[Rival]) -> Mapping[str, object]:
                 "settings": rival.settings,
                 "documented": rival.documented,
                 "protocols": [protocol.name for protocol in rival.protocols],
-                "place": str(bench.places[rival.name]) if rival.is_placed and rival.name in bench.places else None,
+                "place": _place(bench, rival),
             }
             for rival in rivals
         },
         "tuning": bench.tuning,
         "failures": bench.failures,
     }
+
+
+def _place(bench: Bench, rival: Rival) -> str | list[str] | None:
+    if not rival.is_placed:
+        return bench.chosen
+    return str(bench.places[rival.name]) if rival.name in bench.places else None
 
 
 def parse_arguments() -> argparse.Namespace:
