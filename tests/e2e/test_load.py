@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import trustme
 import uvicorn
 from click.testing import CliRunner
 from fastapi import FastAPI, Header, HTTPException
@@ -387,6 +388,12 @@ def foreign_server() -> Iterator[str]:
     async def accepted() -> None:
         return None
 
+    with served(app) as url:
+        yield url
+
+
+@contextmanager
+def served(app: FastAPI) -> Iterator[str]:
     server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning"))
     listener = socket.create_server(("127.0.0.1", 0))
     thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[listener])))
@@ -441,6 +448,56 @@ def test_a_foreign_server_is_loaded_from_a_template(tmp_path: Path) -> None:
     assert "MISSED" in text
     assert page.read_text().startswith("<!doctype html>")
     assert "secret" not in output + text + page.read_text()
+
+
+def test_a_server_without_binary_tensors_gets_json() -> None:
+    """Only what the protocol requires: metadata and inference."""
+    app = FastAPI()
+    seen: list[object] = []
+
+    @app.get("/v2")
+    async def server() -> object:
+        return {"name": "other", "version": "1", "extensions": []}
+
+    @app.get("/v2/models/m")
+    async def metadata() -> object:
+        inputs = [
+            {"name": "x", "datatype": "FP32", "shape": [-1, 3]},
+            {"name": "ids", "datatype": "INT64", "shape": [-1, -1]},
+        ]
+        return {"name": "m", "platform": "other", "inputs": inputs, "outputs": []}
+
+    @app.post("/v2/models/m/infer")
+    async def infer(body: dict[str, list[dict[str, object]]]) -> object:
+        seen.extend((tensor["name"], tensor["shape"], tensor["datatype"]) for tensor in body["inputs"])
+        return {"model_name": "m", "outputs": []}
+
+    with served(app) as url:
+        target = TargetSettings(url=f"{url}/v2/models/m", num_rows=2)
+        result = forwardpass.load_test(target, settings=LoadSettings(max_requests=5, warm_up_s=0))
+        with pytest.raises(InvalidOption, match="the server does not list its models"):
+            forwardpass.load_test(url)
+    assert result.target.endswith("model m, 2 rows of made-up inputs as JSON tensors")
+    assert result.summary is not None
+    assert result.summary.num_succeeded == 5
+    assert seen == [("x", [2, 3], "FP32"), ("ids", [2, 16], "INT64")] * 6
+
+
+def test_https_is_spoken_to_those_who_can_be_trusted(bundle: Path, tmp_path: Path) -> None:
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(str(tmp_path / "authority.pem"))
+    authority.issue_cert("localhost").private_key_and_cert_chain_pem.write_to_path(str(tmp_path / "both.pem"))
+    settings = LoadSettings(max_requests=10, warm_up_s=0)
+    with serving(bundle, serve_settings(certificate=tmp_path / "both.pem")) as running:
+        url = f"https://localhost:{running.port}"
+        trusting = TargetSettings(url=url, certificates=tmp_path / "authority.pem")
+        result = forwardpass.load_test(trusting, settings=settings)
+        with pytest.raises(ServerUnreachable, match="its certificate is not trusted"):
+            forwardpass.load_test(url, settings=settings)
+        with pytest.raises(InvalidOption, match="--ca"):
+            forwardpass.load_test(TargetSettings(url=url, certificates=tmp_path / "none.pem"), settings=settings)
+    assert result.summary is not None
+    assert result.summary.num_succeeded == 10
 
 
 @pytest.mark.parametrize(

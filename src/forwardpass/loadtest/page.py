@@ -53,8 +53,8 @@ def render_load_page(result: LoadResult) -> str:
         sections += _run_sections(summary, result.capacity is not None)
     sections.append(_method_section(result))
     return render_page(
-        title=f"Load test: {result.target.partition(', ')[2] or result.target}",
-        subtitle=f"{result.target.partition(', ')[0]}; {result.load}",
+        title=f"Load test: {result.target.split(', ')[1]}",
+        subtitle=f"{result.target}; {result.load}",
         sections=sections,
         footer="Made by forwardpass load. This page loads nothing from the network.",
     )

@@ -115,12 +115,10 @@ class Target:
                 response = connection.getresponse()
                 ends = response.length is None and not response.chunked
                 return Answer(status=response.status, body=response.read(), ends_with_connection=ends)
-            except (http.client.HTTPException, ValueError) as error:
-                if isinstance(error, http.client.RemoteDisconnected):
-                    raise self._unreachable(error) from error
-                raise InvalidAnswer(url=self.url, reason="it is not HTTP") from error
-            except OSError as error:
+            except OSError as error:  # a certificate that is not trusted is one, too
                 raise self._unreachable(error) from error
+            except (http.client.HTTPException, ValueError) as error:
+                raise InvalidAnswer(url=self.url, reason="it is not HTTP") from error
 
     def _connection(self) -> http.client.HTTPConnection:
         if not self.is_tls:
@@ -134,15 +132,16 @@ class Target:
                 raise InvalidOption(option="--ca", value=str(self.certificates), expected=expected) from error
         return http.client.HTTPSConnection(self.host, self.port, timeout=PATIENCE_S, context=context)
 
-    def _unreachable(self, error: Exception) -> ServerUnreachable:
+    def _unreachable(self, error: OSError) -> ServerUnreachable:
         if isinstance(error, TimeoutError):
             reason = f"no answer within {PATIENCE_S:g} s"
-        elif isinstance(error, http.client.RemoteDisconnected | BrokenPipeError | ConnectionResetError):
+        elif isinstance(error, ssl.SSLCertVerificationError):
+            reason = f"its certificate is not trusted ({error.verify_message}); --ca names another authority"
+        elif isinstance(error, BrokenPipeError | ConnectionResetError):
             reason = "it closed the connection without an answer"
-        elif isinstance(error, OSError) and error.strerror:
-            reason = error.strerror[:1].lower() + error.strerror[1:]
         else:
-            reason = str(error) or type(error).__name__
+            reason = (error.strerror or str(error) or type(error).__name__)[:200]
+            reason = reason[:1].lower() + reason[1:]
         return ServerUnreachable(url=self.url, reason=reason)
 
 
