@@ -208,6 +208,27 @@ def write_counter(path: Path) -> Path:
     return path
 
 
+def write_ones(path: Path) -> Path:
+    """Write `size [batch, 1] -> ones [batch, n]`, n being the largest size: a number makes an answer of any length."""
+    nodes = [
+        helper.make_node("ReduceMax", ["size"], ["most"], keepdims=0),
+        helper.make_node("Reshape", ["most", "one"], ["width"]),
+        helper.make_node("Shape", ["size"], ["rows"], start=0, end=1),
+        helper.make_node("Concat", ["rows", "width"], ["shape"], axis=0),
+        helper.make_node(
+            "ConstantOfShape", ["shape"], ["ones"], value=numpy_helper.from_array(np.ones(1, np.float32), "value")
+        ),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "ones",
+        [helper.make_tensor_value_info("size", TensorProto.INT64, ["batch", 1])],
+        [helper.make_tensor_value_info("ones", TensorProto.FLOAT, ["batch", "n"])],
+        [numpy_helper.from_array(np.array([1], np.int64), "one")],
+    )
+    return _save(graph, path)
+
+
 def write_typed(path: Path, dtype: str, *, size: int = 2) -> Path:
     """Write `x [batch, size] -> y [batch, size]` of any dtype, which is the same."""
     kind = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))

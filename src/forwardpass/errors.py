@@ -42,6 +42,7 @@ HTTP status codes are not here: the command line and the server map the branches
         ├── MalformedRequest
         ├── TensorMismatch
         ├── InputRejected
+        ├── OutOfMemory
         ├── BodyTooLarge
         ├── UnsupportedMediaType
         ├── NotAcceptable
@@ -97,6 +98,7 @@ __all__ = [
     "NothingGained",
     "NothingToQuantise",
     "OpsetUnavailable",
+    "OutOfMemory",
     "Overloaded",
     "ParityFailed",
     "RateLimited",
@@ -570,6 +572,19 @@ class InputRejected(RequestError, ValueError):
         super().__init__(
             f"The model '{model}' cannot run these values ({kind}). Shapes and dtypes fit; look for ids or indices "
             "beyond what the model knows."
+        )
+
+
+class OutOfMemory(RequestError, MemoryError):
+    """The server has not enough memory to run this request, even by itself."""
+
+    slug = "out-of-memory"
+
+    def __init__(self, *, model: str) -> None:
+        self.model = model
+        super().__init__(
+            f"The server has not enough memory to run the model '{model}' on this request. Send fewer rows at once, or "
+            "try again later."
         )
 
 

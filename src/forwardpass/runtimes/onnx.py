@@ -32,7 +32,9 @@ _LEVELS = {
     "basic": ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
     "extended": ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
 }
-_LOG_ERRORS_ONLY = 3
+_LOG_NOTHING = 4
+"""What goes wrong is raised; the log would repeat it with values of the input, which belong to a client."""
+_OUT_OF_MEMORY = ("Failed to allocate memory", "Available memory of", "bad_alloc", "bad allocation")
 
 
 def session_options(options: RuntimeOptions) -> ort.SessionOptions:
@@ -43,7 +45,7 @@ def session_options(options: RuntimeOptions) -> ort.SessionOptions:
     settings = ort.SessionOptions()
     settings.intra_op_num_threads = options.num_threads
     settings.inter_op_num_threads = 1
-    settings.log_severity_level = _LOG_ERRORS_ONLY
+    settings.log_severity_level = _LOG_NOTHING
     settings.add_session_config_entry("session.intra_op.allow_spinning", "1" if options.allow_spinning else "0")
     return settings
 
@@ -77,8 +79,17 @@ class OnnxRuntime:
         return self._signature
 
     def run(self, tensors: Tensors) -> dict[str, Array]:
-        """Run one call."""
-        outputs = self._session.run(self._output_names, dict(tensors))
+        """Run one call.
+
+        Raises:
+            MemoryError: this machine has not enough memory for it.
+        """
+        try:
+            outputs = self._session.run(self._output_names, dict(tensors))
+        except Exception as error:  # ONNX Runtime has no class for this, and its classes share no base but this one
+            if any(words in str(error) for words in _OUT_OF_MEMORY):
+                raise MemoryError("ONNX Runtime could not allocate memory") from error
+            raise
         return dict(zip(self._output_names, outputs, strict=True))
 
 

@@ -21,6 +21,7 @@ import numpy as np
 from forwardpass.core.tensors import Array
 
 __all__ = [
+    "OUT_OF_MEMORY",
     "Arena",
     "Done",
     "Failed",
@@ -83,6 +84,10 @@ class Done(msgspec.Struct, frozen=True, tag=True, array_like=True):
     ended_s: float
 
 
+OUT_OF_MEMORY = "out-of-memory"
+"""The slug of a failure that is not the batch's fault."""
+
+
 class Failed(msgspec.Struct, frozen=True, tag=True, array_like=True):
     """The worker could not start, or the batch could not be run."""
 
@@ -127,12 +132,20 @@ class Arena:
         return len(self._map)
 
     def follow(self, num_bytes: int) -> None:
-        """Map what the other end has made larger."""
+        """Map what the other end has made larger.
+
+        Raises:
+            OSError: there is not enough memory; what was mapped before stays.
+        """
         if num_bytes > len(self._map):
             self._map = mmap.mmap(self.descriptor, num_bytes)
 
     def place(self, tensors: Iterable[tuple[str, list[Array]]]) -> tuple[Placed, ...]:
-        """Write tensors, each given as parts that are stacked along their first axis."""
+        """Write tensors, each given as parts that are stacked along their first axis.
+
+        Raises:
+            OSError: there is not enough memory.
+        """
         planned, offset = [], 0
         for name, parts in tensors:
             first = parts[0]
@@ -164,5 +177,6 @@ class Arena:
         if num_bytes <= len(self._map):
             return
         size = 1 << (num_bytes - 1).bit_length()
-        os.ftruncate(self.descriptor, size)
+        if os.fstat(self.descriptor).st_size < size:  # the other end may have made it larger than was mapped here
+            os.ftruncate(self.descriptor, size)
         self._map = mmap.mmap(self.descriptor, size)

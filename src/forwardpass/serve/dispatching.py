@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -18,11 +19,12 @@ from forwardpass.errors import (
     DeadlineExceeded,
     InputRejected,
     NotReady,
+    OutOfMemory,
     Overloaded,
     RequestError,
     RequestQuarantined,
 )
-from forwardpass.serve.channel import Done, Failed
+from forwardpass.serve.channel import OUT_OF_MEMORY, Done, Failed
 from forwardpass.serve.metrics import ModelMetrics
 from forwardpass.serve.padding import ShapePadding
 from forwardpass.serve.process import WorkerListener, WorkerProcess, WorkerState
@@ -34,7 +36,10 @@ __all__ = ["Answer", "Dispatcher", "Request", "Result"]
 Result: TypeAlias = dict[str, Array] | RequestError
 Answer: TypeAlias = Callable[[Result], None]
 HANG_FACTOR = 20
+INTERNAL = "The answer could not be given because of an error in the server; its log says more."
 NO_BATCH = Batch()
+
+log = logging.getLogger("forwardpass.serve")
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
@@ -175,7 +180,10 @@ class Dispatcher:
                 batch = self._next_batch()
                 if not batch.tickets:
                     return
-                self._start(lane, batch)
+                try:
+                    self._start(lane, batch)
+                except (MemoryError, OSError) as error:
+                    self._divide(lane, Failed(OUT_OF_MEMORY, str(error)))
 
     def _next_batch(self) -> Batch:
         while self._retries:
@@ -233,13 +241,18 @@ class Dispatcher:
         self._pump()
 
     def _on_failed(self, lane: _Lane, message: Failed) -> None:
-        """One request of the batch is at fault: run each alone, so that only that one hears of it."""
-        batch, lane.batch = lane.batch, ()
-        if len(batch) == 1:
-            self._finish(batch[0], InputRejected(model=self._model, kind=message.message))
-        else:
-            self._retries.extend(batch)
+        self._divide(lane, message)
         self._pump()
+
+    def _divide(self, lane: _Lane, failure: Failed) -> None:
+        """One request is at fault, or all are too much: run each alone, so that only that one hears of it."""
+        batch, lane.batch = lane.batch, ()
+        if len(batch) > 1:
+            self._retries.extend(batch)
+        elif failure.slug == OUT_OF_MEMORY:
+            self._finish(batch[0], OutOfMemory(model=self._model))
+        else:
+            self._finish(batch[0], InputRejected(model=self._model, kind=failure.message))
 
     def _on_lost(self, lane: _Lane) -> None:
         """Nothing has been answered, so nothing is lost: run each again, alone, unless it was there twice."""
@@ -259,9 +272,15 @@ class Dispatcher:
         if request.is_answered or request.is_abandoned:
             return
         request.is_answered = True
+        seconds = self._now_s() - request.arrived_s
+        try:
+            request.answer(result)
+        except Exception as error:  # its batch-mates, and everybody who waits, must not pay for it
+            log.exception("an answer could not be given")
+            result = OutOfMemory(model=self._model) if isinstance(error, MemoryError) else RequestError(INTERNAL)
+            request.answer(result)
         if request.whole is None:
-            self._metrics.finished(result, self._now_s() - request.arrived_s, request.num_rows)
-        request.answer(result)
+            self._metrics.finished(result, seconds, request.num_rows)
 
     # --- deadlines
 

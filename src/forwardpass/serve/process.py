@@ -17,6 +17,7 @@ import msgspec
 from forwardpass.bundle import Bundle
 from forwardpass.serve.channel import (
     MAX_MESSAGE_BYTES,
+    OUT_OF_MEMORY,
     Arena,
     Done,
     Failed,
@@ -156,8 +157,12 @@ class WorkerProcess:
             self._note_start(message)
         elif isinstance(message, Done):
             self.state = WorkerState.IDLE
-            self.arena.follow(message.arena_bytes)
-            self._listener.on_done(message)
+            try:
+                self.arena.follow(message.arena_bytes)
+            except OSError as error:
+                self._listener.on_failed(Failed(OUT_OF_MEMORY, str(error)))
+            else:
+                self._listener.on_done(message)
         elif isinstance(message, Failed):
             self.state = WorkerState.IDLE
             self._listener.on_failed(message)

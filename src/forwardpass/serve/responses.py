@@ -14,6 +14,7 @@ from forwardpass.errors import (
     NotAcceptable,
     NotFound,
     NotReady,
+    OutOfMemory,
     Overloaded,
     RateLimited,
     RequestError,
@@ -48,6 +49,7 @@ STATUSES: tuple[tuple[type[ForwardpassError], int, str], ...] = (
     (Overloaded, 429, "RESOURCE_EXHAUSTED"),
     (RateLimited, 429, "RESOURCE_EXHAUSTED"),
     (NotReady, 503, "UNAVAILABLE"),
+    (OutOfMemory, 503, "RESOURCE_EXHAUSTED"),
     (DeadlineExceeded, 504, "DEADLINE_EXCEEDED"),
     (RequestError, 500, "INTERNAL"),
     (ForwardpassError, 400, "FAILED_PRECONDITION"),
@@ -73,7 +75,7 @@ def error_response(error: ForwardpassError) -> Response:
     headers: tuple[tuple[str, str], ...] = ()
     if isinstance(error, Overloaded | RateLimited):
         headers = (("retry-after", str(max(1, round(error.retry_after_s)))),)
-    elif isinstance(error, NotReady):
+    elif isinstance(error, NotReady | OutOfMemory):
         headers = (("retry-after", "1"),)
     elif isinstance(error, Unauthorized):
         headers = (("www-authenticate", "Bearer"),)

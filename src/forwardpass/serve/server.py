@@ -22,6 +22,7 @@ from forwardpass.serve.config import ServeConfig, describe_config
 from forwardpass.serve.connections import Connections
 from forwardpass.serve.http import HttpConnection
 from forwardpass.serve.repository import Repository
+from forwardpass.serve.secrecy import forbid_dumps
 from forwardpass.serve.settings import ServeSettings
 from forwardpass.serve.tracing import open_tracer
 
@@ -206,6 +207,7 @@ def serve(
 
 
 async def _serve(config: ServeConfig, on_ready: Callable[[Server], None] | None) -> None:
+    forbid_dumps()
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
 

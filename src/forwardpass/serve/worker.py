@@ -22,6 +22,7 @@ from forwardpass.predict import open_variant
 from forwardpass.runtimes import RuntimeOptions
 from forwardpass.serve.channel import (
     MAX_MESSAGE_BYTES,
+    OUT_OF_MEMORY,
     Arena,
     Done,
     Failed,
@@ -32,6 +33,7 @@ from forwardpass.serve.channel import (
     decode,
     encode,
 )
+from forwardpass.serve.secrecy import forbid_dumps
 
 __all__ = ["main"]
 
@@ -43,6 +45,7 @@ def main(arguments: list[str]) -> None:
     """Load, report, and run batches until the front hangs up."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    forbid_dumps()
     config = msgspec.json.decode(arguments[0], type=WorkerConfig)
     channel = socket.socket(fileno=config.channel)
     try:
@@ -97,14 +100,16 @@ def _receive(channel: socket.socket) -> bytes:
 
 
 def _run(message: Run, arena: Arena, runtime: Runtime) -> Message:
-    arena.follow(message.arena_bytes)
-    started = time.perf_counter()
     try:
+        arena.follow(message.arena_bytes)
+        started = time.perf_counter()
         outputs = runtime.run({placed.name: arena.view(placed) for placed in message.inputs})
+        compute_s = time.perf_counter() - started
+        placed = arena.place([(name, [array]) for name, array in outputs.items()])
+    except (MemoryError, OSError) as error:  # the arena grows by mapping more of a file in memory
+        return Failed(OUT_OF_MEMORY, type(error).__name__)
     except Exception as error:  # the runtimes' own classes share no base but this one; the process goes on
         return Failed("input-rejected", type(error).__name__)
-    compute_s = time.perf_counter() - started
-    placed = arena.place([(name, [array]) for name, array in outputs.items()])
     return Done(arena.num_bytes, placed, compute_s, time.monotonic())
 
 
