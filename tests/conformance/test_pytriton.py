@@ -13,10 +13,13 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import grpc
 import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
+from tritonclient.grpc import InferResult as CallResult
+from tritonclient.grpc import service_pb2_grpc
 from tritonclient.http import InferResult
 
 from forwardpass import AsyncClient, Client
@@ -24,8 +27,9 @@ from forwardpass.core.tensors import Array
 from forwardpass.errors import MalformedRequest, NotFound, RequestError, ServerFailed
 from forwardpass.protocol import JSON_LENGTH_HEADER
 from tests.conformance.environments import free_ports, python_with, running
+from tests.conformance.oracle_calls import CHOSEN_CALLS, calls
 from tests.conformance.oracle_cases import CHOSEN, FATAL, Case, Difference, cases, chosen_table, edges
-from tests.e2e.serving import Answer, ask, serving_models
+from tests.e2e.serving import Answer, RunningServer, ask, serve_settings, serving_models
 from tests.models import write_bundle, write_typed
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(420)]
@@ -38,15 +42,21 @@ Ports: TypeAlias = tuple[int, int]
 
 
 @pytest.fixture(scope="module")
-def theirs() -> Iterator[int]:
+def their_ports() -> Iterator[tuple[int, int]]:
+    """HTTP and gRPC."""
     port, grpc_port = free_ports(2)
     url = f"http://127.0.0.1:{port}/v2/models/add/ready"
     with running(python_with("pytriton"), "pytriton_server.py", str(port), str(grpc_port), ready_url=url):
-        yield port
+        yield port, grpc_port
 
 
 @pytest.fixture(scope="module")
-def ports(theirs: int, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ports]:
+def theirs(their_ports: tuple[int, int]) -> int:
+    return their_ports[0]
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     folder = tmp_path_factory.mktemp("oracle")
     for dtype in DTYPES:
         call = {"x": np.ones((1, 2), dtype)}
@@ -54,8 +64,13 @@ def ports(theirs: int, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Por
         write_bundle(folder / "models" / f"echo-{dtype}", model, [call], name=f"echo-{dtype}")
     one = np.ones((1, 3), np.float32)
     write_bundle(folder / "models" / "add", write_add(folder / "add.onnx"), [{"a": one, "b": one}], name="add")
-    with serving_models([], root=folder / "models") as served:
-        yield served.port, theirs
+    with serving_models([], root=folder / "models", settings=serve_settings(grpc_port=0)) as running_server:
+        yield running_server
+
+
+@pytest.fixture(scope="module")
+def ports(served: RunningServer, theirs: int) -> Ports:
+    return served.port, theirs
 
 
 def write_add(path: Path) -> Path:
@@ -128,10 +143,49 @@ def compare(ours: dict[str, Array], theirs: dict[str, Array]) -> None:
 
 
 def test_every_chosen_difference_is_a_case_and_in_the_documentation() -> None:
-    named = [name for difference in CHOSEN for name in difference.cases]
-    assert len(named) == len(set(named))
-    assert set(named) <= {case.name for case in cases()}
-    assert chosen_table() in PAGE.read_text()
+    for chosen, names in ((CHOSEN, {case.name for case in cases()}), (CHOSEN_CALLS, set(calls()))):
+        named = [name for difference in chosen for name in difference.cases]
+        assert len(named) == len(set(named))
+        assert set(named) <= names
+    assert chosen_table([*CHOSEN, *CHOSEN_CALLS]) in PAGE.read_text()
+
+
+# --- gRPC
+
+
+@pytest.mark.parametrize("name", list(calls()))
+def test_both_answer_a_call_the_same_but_where_we_chose_otherwise(
+    served: RunningServer, their_ports: tuple[int, int], name: str
+) -> None:
+    assert served.server.grpc_port is not None
+    request = calls()[name]
+    (our_code, ours), (their_code, theirs) = (
+        send_call(port, request) for port in (served.server.grpc_port, their_ports[1])
+    )
+    difference = next((difference for difference in CHOSEN_CALLS if name in difference.cases), None)
+    if difference is not None:
+        assert (our_code, their_code) == (difference.ours, difference.theirs)
+        return
+    assert our_code == their_code, (ours, theirs)
+    if our_code == "OK":
+        assert (ours.id, ours.model_version) == (theirs.id, theirs.model_version) == ("mine", "1")
+        compare(outputs_of(ours), outputs_of(theirs))
+
+
+def outputs_of(answer: Any) -> dict[str, Array]:
+    """Read raw outputs with Triton's own client, which does not know typed ones."""
+    if answer.raw_output_contents:
+        return {one.name: CallResult(answer).as_numpy(one.name) for one in answer.outputs}
+    return {one.name: np.array(one.contents.fp32_contents, np.float32).reshape(one.shape) for one in answer.outputs}
+
+
+def send_call(port: int, request: Any) -> tuple[str, Any]:
+    """Return the code and the answer, or the code and the details."""
+    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        try:
+            return "OK", service_pb2_grpc.GRPCInferenceServiceStub(channel).ModelInfer(request, timeout=60)
+        except grpc.RpcError as error:
+            return error.code().name, error.details()
 
 
 # --- our clients on their server
