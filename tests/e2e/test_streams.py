@@ -37,8 +37,9 @@ class Storyteller:
     def __init__(self, folder: Path) -> None:
         self._request: Mapping[str, Any] = {}
 
-    def encode(self, request: Mapping[str, object]) -> dict[str, Array]:
+    def encode(self, request: Mapping[str, Any]) -> dict[str, Array]:
         self._request = request
+        threading.Event().wait(request.get("sleep_s", 0))
         return {"pixels": np.full((1, 3, 8, 8), request["count"], np.float32)}
 
     def decode(self, outputs: Tensors) -> Mapping[str, object]:
@@ -192,6 +193,12 @@ def test_an_error_in_the_middle_is_the_last_event(served: RunningServer, politel
         ]
         connection.sendall(post(PREDICT, b'{"count": 1}'))
         assert read_answers(connection, 1)[0].status == 200
+
+
+def test_the_deadline_includes_what_the_processor_does_with_the_request(served: RunningServer) -> None:
+    answer = served.ask("POST", PREDICT, b'{"count": 1, "sleep_s": 0.4}', {"x-request-timeout-ms": "300"})
+    assert answer.status == 504
+    assert answer.json["error"] == "The request could not be answered within its deadline of 0.3 s."
 
 
 def test_an_error_before_the_start_is_an_ordinary_answer(served: RunningServer) -> None:

@@ -28,7 +28,9 @@ __all__ = ["Waveform"]
 FILE_NAME = "waveform.json"
 MAX_FILES = 32
 MAX_CHANNELS = 8
-MIN_RATE_HZ, MAX_RATE_HZ = 1_000, 384_000
+MIN_RATE_HZ, MAX_RATE_HZ = 1_000, 192_000
+BLOCK_FRAMES = 65_536
+"""Mixed to mono at once: a small file can hold minutes of silence in eight channels."""
 CONTAINERS = ("WAV", "WAVEX", "RF64", "FLAC", "OGG")
 MEDIA_TYPES = (
     "audio/wav",
@@ -113,14 +115,13 @@ class Waveform:
     def _read(self, upload: Upload) -> Array:
         try:
             with self._soundfile.SoundFile(io.BytesIO(upload.content)) as file:
-                samples, rate_hz = self._decode(file), file.samplerate
+                mono, rate_hz = self._decode(file), file.samplerate
         except MalformedRequest:
             raise
         except Exception as error:  # libsndfile's own errors, and what its wrapper makes of odd headers
             raise MalformedRequest(reason="the file is no sound in WAV, FLAC or OGG, or it is damaged") from error
-        if not np.isfinite(samples).all():
+        if not np.isfinite(mono).all():
             raise MalformedRequest(reason="the sound has samples that are no numbers")
-        mono = samples.mean(axis=1, dtype=np.float32)
         if rate_hz != self._settings.rate_hz:
             mono = self._soxr.resample(mono, rate_hz, self._settings.rate_hz, quality="VHQ")
         if not len(mono):
@@ -128,7 +129,7 @@ class Waveform:
         return _normalised(mono, self._settings.normalise)
 
     def _decode(self, file: soundfile.SoundFile) -> Array:
-        """Decode up to the limit, once the header has shown nothing unreasonable."""
+        """Decode and mix up to the limit, once the header has shown nothing unreasonable."""
         limit_s = self._settings.max_duration_s
         if file.format not in CONTAINERS:
             raise MalformedRequest(reason=f"the sound is in the format {file.format}; expected WAV, FLAC or OGG")
@@ -137,11 +138,14 @@ class Waveform:
         if not MIN_RATE_HZ <= file.samplerate <= MAX_RATE_HZ:
             reason = f"the sound has {file.samplerate} samples per second; expected {MIN_RATE_HZ} to {MAX_RATE_HZ}"
             raise MalformedRequest(reason=reason)
-        max_frames = int(limit_s * file.samplerate)
-        samples: Array = file.read(max_frames + 1, dtype="float32", always_2d=True)
-        if len(samples) > max_frames:
-            raise MalformedRequest(reason=f"the sound is longer than the limit of {limit_s:g} s")
-        return samples
+        blocks: list[Array] = []
+        num_left = int(limit_s * file.samplerate)
+        while len(block := file.read(BLOCK_FRAMES, dtype="float32", always_2d=True)):
+            num_left -= len(block)
+            if num_left < 0:
+                raise MalformedRequest(reason=f"the sound is longer than the limit of {limit_s:g} s")
+            blocks.append(block.mean(axis=1, dtype=np.float32))
+        return np.concatenate(blocks) if blocks else np.zeros(0, np.float32)
 
 
 def _normalised(mono: Array, normalise: Normalise) -> Array:

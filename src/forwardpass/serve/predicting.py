@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -15,9 +16,9 @@ import numpy as np
 
 from forwardpass.core.protocols import Decoder, Encoder, StreamingDecoder
 from forwardpass.core.tensors import Array, Signature
-from forwardpass.errors import MalformedRequest, NotReady, Overloaded, RequestError
+from forwardpass.errors import DeadlineExceeded, MalformedRequest, NotReady, Overloaded, RequestError
 from forwardpass.protocol import decode_tensor
-from forwardpass.serve.dispatching import Answer
+from forwardpass.serve.dispatching import Answer, Result
 from forwardpass.serve.forms import check_is_json, decode_fields, file_fields
 from forwardpass.serve.http import Exchange
 from forwardpass.serve.responses import error_response, json_response, message_response
@@ -97,7 +98,7 @@ class PredictRoutes:
             raise Overloaded(retry_after_s=1.0, reason=f"{self._num_processing} requests are being prepared")
         self._num_processing += 1
         prediction.version.hold()
-        encoded = self._loop.run_in_executor(self._threads, _encode, encoder, prediction.exchange)
+        encoded = self._loop.run_in_executor(self._threads, _encode, encoder, prediction)
         encoded.add_done_callback(partial(self._on_encoded, prediction))
 
     def _on_encoded(self, prediction: _Prediction, encoded: asyncio.Future[dict[str, Array]]) -> None:
@@ -107,11 +108,13 @@ class PredictRoutes:
         try:
             tensors = encoded.result()
             num_rows = version.signature.validate(tensors)
+            prediction.check_time()
         except asyncio.CancelledError:
-            exchange.respond(error_response(NotReady(reason="it is stopping")))
+            _refuse(exchange, NotReady(reason="it is stopping"))
         except RequestError as error:
-            version.failed(error)
-            exchange.respond(error_response(error))
+            if not exchange.is_abandoned:
+                version.failed(error)
+                _refuse(exchange, error)
         except Exception:
             log.exception("the processor failed on a request")
             exchange.respond(message_response(500, "the processor failed on this request"))
@@ -144,13 +147,34 @@ class PredictRoutes:
 
 @dataclass(frozen=True, slots=True)
 class _Prediction:
-    """A request that is with the processor before it is submitted."""
+    """A request that is with the processor before it is submitted. The client's deadline is for both."""
 
     model: Served
     version: ServedVersion
     exchange: Exchange
     answer: Answer
     timeout_s: float | None
+    begun_s: float = field(default_factory=time.monotonic)
+
+    @property
+    def left_s(self) -> float | None:
+        """How much of the client's time is left."""
+        return None if self.timeout_s is None else self.timeout_s - (time.monotonic() - self.begun_s)
+
+    def check_time(self) -> None:
+        """Raise if the answer would come too late.
+
+        Raises:
+            DeadlineExceeded: the client's time is over.
+        """
+        if self.timeout_s is not None and (self.left_s or 0.0) <= 0:
+            raise DeadlineExceeded(deadline_s=self.timeout_s)
+
+    def on_answer(self, result: Result) -> None:
+        """Answer; a deadline is told as the client set it."""
+        if isinstance(result, DeadlineExceeded) and self.timeout_s is not None:
+            result = DeadlineExceeded(deadline_s=self.timeout_s)
+        self.answer(result)
 
 
 def _submit(prediction: _Prediction, tensors: dict[str, Array], num_rows: int) -> None:
@@ -160,12 +184,18 @@ def _submit(prediction: _Prediction, tensors: dict[str, Array], num_rows: int) -
             prediction.version,
             tensors,
             num_rows,
-            prediction.answer,
-            timeout_s=prediction.timeout_s,
+            prediction.on_answer,
+            timeout_s=prediction.left_s,
             trace=exchange.trace,
         )
     except RequestError as error:
-        exchange.respond(error_response(error))
+        _refuse(exchange, error)
+
+
+def _refuse(exchange: Exchange, error: RequestError) -> None:
+    if exchange.trace is not None:
+        exchange.trace.failed(error)
+    exchange.respond(error_response(error))
 
 
 def _answer_lists(exchange: Exchange, result: Mapping[str, Array] | RequestError) -> None:
@@ -176,8 +206,15 @@ def _answer_lists(exchange: Exchange, result: Mapping[str, Array] | RequestError
         exchange.respond(json_response({"outputs": {name: array.tolist() for name, array in result.items()}}))
 
 
-def _encode(encoder: Encoder, exchange: Exchange) -> dict[str, Array]:
-    """Read the body and let the processor make tensors of it; a large form is too much work for the event loop."""
+def _encode(encoder: Encoder, prediction: _Prediction) -> dict[str, Array]:
+    """Read the body and let the processor make tensors of it; a large form is too much work for the event loop.
+
+    A request may have waited for its thread: no work is done for a client that has left, or whose time is over.
+    """
+    exchange = prediction.exchange
+    if exchange.is_abandoned:
+        raise NotReady(reason="the client has left")
+    prediction.check_time()
     fields = decode_fields(exchange.body, _header(exchange, b"content-type"), file_fields(encoder))
     return encoder.encode(fields)
 
