@@ -61,8 +61,8 @@ def write_head(folder: Path, *, seed: int) -> Path:
     def write(path: Path) -> Path:
         return write_mlp(path, num_inputs=4, num_outputs=3, seed=seed)
 
-    settings = {"image.json": {"labels": LABELS, "top_k": 1}}
-    return pack_with_processor(folder, write, HEAD_CALL, "head", "image-classifier", settings)
+    settings = {"labels.json": {"labels": LABELS, "top_k": 1}}
+    return pack_with_processor(folder, write, HEAD_CALL, "head", "labels", settings)
 
 
 @contextmanager
@@ -115,6 +115,13 @@ def test_the_first_processor_encodes_and_the_last_one_decodes(served: RunningSer
     pixels = {"pixels": np.array(embeddings, np.float32)}
     scores = output(served.ask("POST", "/v2/models/head/infer", infer_body(pixels)))
     assert [ranked[0]["label"] for ranked in answer.json["predictions"]] == [LABELS[row.argmax()] for row in scores]
+
+
+def test_a_model_whose_processor_only_decodes_takes_tensors(served: RunningServer) -> None:
+    body = json.dumps({"inputs": {"pixels": [[9.0, 0.0, 0.0, 0.0]]}}).encode()
+    (ranked,) = served.ask("POST", "/v1/models/head/predict", body).json["predictions"]
+    scores = output(served.ask("POST", "/v2/models/head/infer", infer_body({"pixels": np.eye(1, 4, dtype="f4") * 9})))
+    assert [entry["label"] for entry in ranked] == [LABELS[scores.argmax()]]
 
 
 def test_curl_streams_from_the_last_processor(served: RunningServer) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import struct
 import sys
 import zlib
@@ -16,11 +17,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from forwardpass.core.tensors import Array
+import forwardpass
+from forwardpass.core.tensors import Array, Signature, TensorSpec
 from forwardpass.core.uploads import Upload
 from forwardpass.errors import InvalidOption, MalformedRequest, MissingExtra, SourceNotFound
 from forwardpass.processors import open_processor
 from forwardpass.processors.image import ImageClassifier
+from tests.models import write_image_bundle
 
 GENERATOR = np.random.default_rng(11)
 
@@ -189,3 +192,42 @@ def test_a_missing_package_or_file_is_told_at_load(tmp_path: Path, monkeypatch: 
     monkeypatch.setitem(sys.modules, "PIL.Image", None)
     with pytest.raises(MissingExtra, match=r"pip install 'forwardpass\[image\]'"):
         open_processor("image-classifier", tmp_path)
+
+
+def fitting(shape: tuple[int | str, ...], *, name: str = "pixels", dtype: str = "float32") -> Signature:
+    scores = TensorSpec(name="scores", dtype="float32", shape=("batch", 3))
+    return Signature(inputs=(TensorSpec(name=name, dtype=dtype, shape=shape),), outputs=(scores,))
+
+
+@pytest.mark.parametrize(
+    ("signature", "said"),
+    [
+        (fitting(("batch", 3, 9, 8)), ""),
+        (fitting((1, 3, "height", "width")), ""),
+        (fitting(("batch", 3, 9, 8), name="x"), "one for a model with the inputs x; it makes pixels"),
+        (fitting(("batch", 9, 8, 3)), "it makes float32[images, 3, 9, 8]: axis 1 differs"),
+        (fitting(("batch", 3, 9, 8), dtype="uint8"), "the dtypes differ"),
+        (fitting(("batch", 216)), "4 axes are not 2"),
+    ],
+)
+def test_a_model_that_does_not_fit_is_told_at_load(tmp_path: Path, signature: Signature, said: str) -> None:
+    (tmp_path / "image.json").write_text('{"height": 9, "width": 8}')
+    if not said:
+        open_processor("image-classifier", tmp_path, signature)
+        return
+    with pytest.raises(InvalidOption, match=re.escape(said)):
+        open_processor("image-classifier", tmp_path, signature)
+
+
+def test_an_output_that_the_model_does_not_have_is_told_at_load(tmp_path: Path) -> None:
+    (tmp_path / "image.json").write_text('{"height": 9, "width": 8, "output": "logits"}')
+    with pytest.raises(InvalidOption, match=r"an output of the model \(scores\), not 'logits'"):
+        open_processor("image-classifier", tmp_path, fitting(("batch", 3, 9, 8)))
+
+
+def test_a_bundle_answers_in_this_process_too(tmp_path: Path) -> None:
+    bundle = write_image_bundle(tmp_path / "colours")
+    red = np.zeros((20, 30, 3), np.uint8)
+    red[..., 0] = 200
+    predictions: Any = forwardpass.load(bundle).ask(image=encoded(red))["predictions"]
+    assert predictions[0][0]["label"] == "red"

@@ -5,9 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Protocol, runtime_checkable
 
-from forwardpass.core.tensors import Array, Signature, Tensors
+from forwardpass.core.tensors import Array, Signature, Tensors, TensorSpec
 
-__all__ = ["Decoder", "Encoder", "Processor", "Progress", "Runtime", "StreamingDecoder", "TakesFiles"]
+__all__ = [
+    "Decoder",
+    "DescribesTensors",
+    "Encoder",
+    "Processor",
+    "Progress",
+    "Runtime",
+    "StreamingDecoder",
+    "TakesFiles",
+]
 
 
 class Runtime(Protocol):
@@ -29,6 +38,7 @@ class Runtime(Protocol):
         """Run one call; `tensors` were validated against the signature."""
 
 
+@runtime_checkable
 class Encoder(Protocol):
     """Turns a person's input into tensors."""
 
@@ -48,7 +58,7 @@ class Decoder(Protocol):
 
 
 class Processor(Encoder, Decoder, Protocol):
-    """Turns a person's input into tensors and the model's outputs back.
+    """Turns a person's input into tensors and the model's outputs back; one without `encode` does the latter alone.
 
     It is a class of an installed package, registered under the entry point group `forwardpass.processors`, and is
     constructed with the folder of its files inside the bundle.
@@ -62,6 +72,19 @@ class TakesFiles(Protocol):
     @property
     def file_fields(self) -> Mapping[str, tuple[str, ...]]:
         """The media types that each such field takes, for example `{"image": ("image/png", "image/jpeg")}`."""
+
+
+@runtime_checkable
+class DescribesTensors(Protocol):
+    """A processor that says beforehand what it makes and reads, so that a model that does not fit is told at load."""
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...] | None:
+        """The tensors that `encode` makes, if there is one; an axis that counts what a request holds has a name."""
+
+    @property
+    def output(self) -> str | None:
+        """The output that `decode` needs, if it needs one of a certain name."""
 
 
 @runtime_checkable

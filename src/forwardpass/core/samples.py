@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from forwardpass.core.tensors import Array
+from forwardpass.core.tensors import Array, Signature, TensorSpec
 from forwardpass.errors import InvalidSamples
 
-__all__ = ["SampleGroup", "SampleSplits", "Samples", "fingerprint_samples", "split_samples"]
+__all__ = ["SampleGroup", "SampleSplits", "Samples", "fingerprint_samples", "signature_of_samples", "split_samples"]
 
 SPLIT_SHARES = (0.2, 0.3, 0.5)
 """Calibration, validation, test: the test split is the largest, since it alone decides how sure the report can be."""
@@ -82,6 +82,18 @@ class SampleSplits:
                         reason=f"the splits {other} and {name} share at least one sample",
                         hint="Remove it from one of them, or give one file and let forwardpass split it.",
                     )
+
+
+def signature_of_samples(samples: Samples) -> Signature:
+    """Return inputs that these samples fit: of their names and dtypes, every axis of any size; and no outputs."""
+    inputs = samples.groups[0].inputs
+    return Signature(
+        inputs=tuple(
+            TensorSpec(name=name, dtype=array.dtype.name, shape=tuple(f"{name}_{axis}" for axis in range(array.ndim)))
+            for name, array in inputs.items()
+        ),
+        outputs=(),
+    )
 
 
 def split_samples(samples: Samples, *, origin: str) -> SampleSplits:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from forwardpass.errors import TensorMismatch
 
-__all__ = ["BATCH_AXIS", "Array", "Dimension", "Signature", "TensorSpec", "Tensors", "concatenate_rows"]
+__all__ = ["BATCH_AXIS", "Array", "Dimension", "Signature", "TensorSpec", "Tensors", "concatenate_rows", "misfit"]
 
 Array: TypeAlias = NDArray[Any]
 Tensors: TypeAlias = Mapping[str, Array]
@@ -95,6 +95,25 @@ def concatenate_rows(parts: list[dict[str, Array]]) -> dict[str, Array]:
     if len(parts) == 1:
         return parts[0]
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def misfit(given: TensorSpec, wanted: TensorSpec) -> str:
+    """Return why a tensor cannot be this input; empty if it can be, at least for some sizes of dynamic axes.
+
+    >>> three, any_size = (TensorSpec(name="x", dtype="int64", shape=("batch", size)) for size in (3, "size"))
+    >>> misfit(any_size, three), misfit(three, TensorSpec(name="y", dtype="int64", shape=("batch", 4)))
+    ('', 'axis 1 differs')
+    """
+    if given.dtype != wanted.dtype:
+        return "the dtypes differ"
+    if len(given.shape) != len(wanted.shape):
+        return f"{len(given.shape)} axes are not {len(wanted.shape)}"
+    for axis, (size, expected) in enumerate(zip(given.shape, wanted.shape, strict=True)):
+        if isinstance(size, int) and isinstance(expected, int) and size != expected:
+            return f"axis {axis} differs"
+        if axis == 0 and size == BATCH_AXIS and isinstance(expected, int):
+            return f"it takes {expected} row{'s' if expected > 1 else ''} at a time, not any number"
+    return ""
 
 
 def _check(array: Array, spec: TensorSpec, sizes: dict[str, int]) -> None:

@@ -126,7 +126,7 @@ def _add_processor(writer: BundleWriter, packing: PackingList) -> ProcessorRecor
     """Copy the processor's files, once it has shown that it can be constructed from them."""
     if not packing.processor:
         return None
-    open_processor(packing.processor, packing.processor_folder)
+    open_processor(packing.processor, packing.processor_folder, _signature(packing))
     for file in processor_files(packing.processor, packing.processor_folder):
         writer.add_file(f"{PROCESSOR_FOLDER}/{file.name}", file)
     return ProcessorRecord(name=packing.processor, folder=PROCESSOR_FOLDER)

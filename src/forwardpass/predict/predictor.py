@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from forwardpass.bundle import Bundle, open_bundle
-from forwardpass.core.protocols import Processor, Runtime
+from forwardpass.core.protocols import Encoder, Processor, Runtime
 from forwardpass.core.tensors import Array, Signature, Tensors
 from forwardpass.core.variants import BatchInvariance
 from forwardpass.errors import MalformedRequest, TensorMismatch
@@ -70,7 +70,7 @@ class Predictor:
         bundle = open_bundle(path)
         runtime = open_variant(bundle, variant, options=RuntimeOptions(num_threads=num_threads))
         record = bundle.manifest.processor
-        processor = open_processor(record.name, bundle.locate(record.folder)) if record else None
+        processor = open_processor(record.name, bundle.locate(record.folder), bundle.signature) if record else None
         return cls(bundle, runtime, processor)
 
     @property
@@ -100,6 +100,8 @@ class Predictor:
         """
         if self._processor is None:
             raise MalformedRequest(reason=f"the bundle '{self._bundle.name}' has no processor; use predict()")
+        if not isinstance(self._processor, Encoder):
+            raise MalformedRequest(reason=f"the processor of '{self._bundle.name}' encodes nothing; use predict()")
         return self._processor.decode(self.predict(self._processor.encode(fields)))
 
     def _as_tensors(self, inputs: Tensors | Array) -> dict[str, Array]:

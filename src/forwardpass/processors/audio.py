@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 import msgspec
 import numpy as np
 
-from forwardpass.core.tensors import Array, Tensors
+from forwardpass.core.tensors import Array, Tensors, TensorSpec
 from forwardpass.core.uploads import Upload
 from forwardpass.errors import MalformedRequest, MissingExtra
 from forwardpass.processors.ranking import Activation, rank
@@ -88,6 +88,20 @@ class Waveform:
             raise MissingExtra(package="soundfile", extra="audio", purpose="reading sound") from error
         self._soundfile, self._soxr = soundfile, soxr
         self._settings = read_settings(folder / FILE_NAME, WaveformSettings)
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """The waves, and how long they are if the model wants to know."""
+        settings = self._settings
+        waves = TensorSpec(name=settings.input, dtype="float32", shape=("files", "samples"))
+        if settings.lengths is None:
+            return (waves,)
+        return (waves, TensorSpec(name=settings.lengths, dtype="int64", shape=("files",)))
+
+    @property
+    def output(self) -> str | None:
+        """The scores of the labels."""
+        return self._settings.output
 
     def encode(self, request: Mapping[str, object]) -> dict[str, Array]:
         """Decode, mix and resample one file or several."""

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 import msgspec
 import numpy as np
 
-from forwardpass.core.tensors import Array, Tensors
+from forwardpass.core.tensors import Array, Tensors, TensorSpec
 from forwardpass.core.uploads import Upload
 from forwardpass.errors import InvalidOption, MalformedRequest, MissingExtra
 from forwardpass.processors.ranking import Activation, rank
@@ -124,6 +124,19 @@ class ImageClassifier:
         self._filter = PIL.Image.Resampling[settings.resample.name]
         self._mean = np.array(settings.mean, np.float32)
         self._std = np.array(settings.std, np.float32)
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """The prepared pictures."""
+        settings = self._settings
+        height, width, channels = settings.height, settings.width, settings.num_channels
+        axes = (channels, height, width) if settings.layout is Layout.NCHW else (height, width, channels)
+        return (TensorSpec(name=settings.input, dtype=settings.dtype, shape=("images", *axes)),)
+
+    @property
+    def output(self) -> str | None:
+        """The scores."""
+        return self._settings.output
 
     def encode(self, request: Mapping[str, object]) -> dict[str, Array]:
         """Decode and prepare one picture or several."""

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from forwardpass.core.tensors import Array, Tensors
+from forwardpass.core.tensors import Array, Tensors, TensorSpec
 from forwardpass.errors import MalformedRequest, MissingExtra, SourceNotFound
 
 __all__ = ["SentenceEncoder"]
@@ -25,6 +25,7 @@ class SentenceEncoder:
     is `[batch, size]`. Texts longer than the tokenizer's limit are cut there, as its own library does.
     """
 
+    output: ClassVar[str | None] = None
     files: ClassVar[tuple[str, ...]] = ("tokenizer.json",)
 
     def __init__(self, folder: Path) -> None:
@@ -37,6 +38,12 @@ class SentenceEncoder:
             raise SourceNotFound(path=str(path), expected="a tokenizer.json in the format of the tokenizers library")
         self._tokenizer = Tokenizer.from_file(str(path))
         self._tokenizer.enable_padding(direction="right")
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """Ids and their mask."""
+        shape = ("texts", "sequence")
+        return tuple(TensorSpec(name=name, dtype="int64", shape=shape) for name in ("input_ids", "attention_mask"))
 
     def encode(self, request: Mapping[str, object]) -> dict[str, Array]:
         """Tokenise one text or several; several are padded to the longest of this request."""

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from forwardpass.core.slo import Slo
-from forwardpass.core.tensors import BATCH_AXIS, Dimension, Signature, TensorSpec
+from forwardpass.core.tensors import Signature, TensorSpec, misfit
 
 __all__ = [
     "Names",
@@ -169,7 +169,7 @@ class _Planner:
                 else:
                     self.note(number, f"nothing before it is called '{name}', for its input '{spec.name}'; {there}")
             return
-        reason = _misfit(given, spec)
+        reason = misfit(given, spec)
         if reason:
             self.note(number, f"its input '{spec.name}' is {spec}, but '{name}' is {given}: {reason}")
 
@@ -193,21 +193,3 @@ class _Planner:
 
 def _named(specs: Sequence[TensorSpec], mapping: Mapping[str, str]) -> Iterator[tuple[str, TensorSpec]]:
     return ((mapping.get(spec.name, spec.name), spec) for spec in specs)
-
-
-def _misfit(given: TensorSpec, wanted: TensorSpec) -> str:
-    """Return why a tensor cannot be this input; empty if it can be, at least for some sizes of dynamic axes."""
-    if given.dtype != wanted.dtype:
-        return "the dtypes differ"
-    if len(given.shape) != len(wanted.shape):
-        return f"{len(given.shape)} axes are not {len(wanted.shape)}"
-    for axis, (size, expected) in enumerate(zip(given.shape, wanted.shape, strict=True)):
-        if isinstance(size, int) and isinstance(expected, int) and size != expected:
-            return f"axis {axis} differs"
-        if axis == 0 and _is_any_number_of_rows(size) and isinstance(expected, int):
-            return f"it takes {expected} row{'s' if expected > 1 else ''} at a time, not any number"
-    return ""
-
-
-def _is_any_number_of_rows(size: Dimension) -> bool:
-    return size == BATCH_AXIS

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from forwardpass.bundle import Bundle
 from forwardpass.core.batching import NORMAL_PRIORITY, BatchQueue, QueueStatistics
 from forwardpass.core.latency import LatencyEstimate, LatencyTable
-from forwardpass.core.protocols import Processor
+from forwardpass.core.protocols import Encoder, Processor
 from forwardpass.core.tensors import Array
 from forwardpass.core.variants import BatchInvariance
 from forwardpass.errors import ModelNotServed, NotReady, RequestError
@@ -81,7 +81,8 @@ class ModelVersion:
             UnknownProcessor: no installed package provides the bundle's processor.
         """
         record = self.bundle.manifest.processor
-        self.processor = open_processor(record.name, self.bundle.locate(record.folder)) if record else None
+        if record is not None:
+            self.processor = open_processor(record.name, self.bundle.locate(record.folder), self.signature)
         bundle, variant, num_threads = self.bundle, self.variant.name, self.sizing.num_threads
         self._workers = [
             self._dispatcher.add_worker(lambda listener: WorkerProcess(bundle, variant, num_threads, listener))
@@ -149,9 +150,9 @@ class ModelVersion:
         return request.abandon
 
     @property
-    def encoder(self) -> Processor | None:
+    def encoder(self) -> Encoder | None:
         """What makes tensors of a person's input."""
-        return self.processor
+        return self.processor if isinstance(self.processor, Encoder) else None
 
     @property
     def decoder(self) -> Processor | None:

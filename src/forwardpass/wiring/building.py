@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from forwardpass.bundle import check_destination
 from forwardpass.core.measurement import Machine
 from forwardpass.core.protocols import Progress
+from forwardpass.core.samples import signature_of_samples
 from forwardpass.processors import open_processor
 from forwardpass.samples import load_splits
 from forwardpass.wiring.inputs import (
@@ -210,8 +211,10 @@ def ship_model(
 
     check_destination(Path(out).absolute())
     if processor:
-        open_processor(processor, Path(processor_folder))
+        open_processor(processor, Path(processor_folder))  # a missing file is told before the samples are read
     splits = load_splits(data)
+    if processor:
+        open_processor(processor, Path(processor_folder), signature_of_samples(splits.calibration))
     key = source_key(conversion_source(str(model), weights))
     with plain_weights(weights, trust_pickle=trust_pickle) as plain:
         request = ShipRequest(
