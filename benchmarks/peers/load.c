@@ -1,6 +1,6 @@
 /* A load generator that costs little: HTTP/1.1 over keep-alive connections, one thread, epoll.
  *
- * Python spends about as long on a request as a fast server does, and shares its cores; this spends a few microseconds.
+ * Python spends about as long on a request as a fast server does, and shares its cores; this spends little.
  *
  *   load closed PORT REQUEST OUT CONNECTIONS SECONDS
  *   load open   PORT REQUEST OUT CONNECTIONS TIMEOUT_S SCHEDULE

@@ -1,7 +1,7 @@
 """The load, from a small program in C: closed loop, and open loop by a schedule that no slow answer changes.
 
-Python spends about as long on a request as a fast server does and would share its two cores: `load.c` spends a few
-microseconds. It notes when each request was due, seen, sent and answered; what is made of that is decided here.
+Python spends about as long on a request as a fast server does and would share its two cores: `load.c` spends a small
+part of that. It notes when each request was due, seen, sent and answered; what is made of that is decided here.
 """
 
 from __future__ import annotations
