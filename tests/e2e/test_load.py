@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -13,6 +16,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import trustme
 import uvicorn
@@ -25,10 +29,11 @@ from forwardpass.cli import main
 from forwardpass.core.slo import Slo
 from forwardpass.errors import InvalidAnswer, InvalidOption, ServerFailed, ServerUnreachable
 from forwardpass.loadtest import Arrivals, LoadResult, LoadSettings, LoadSummary, Scenario, TargetSettings
-from tests.e2e.serving import serve_settings, serving
+from tests.e2e.serving import eventually, serve_settings, serving
 from tests.models import mlp_calls, write_bundle, write_mlp
 
 STALL_S = 1.0
+INTERRUPTED = "Interrupted. What was finished is kept; run the same command again to go on."
 
 
 @pytest.fixture(scope="module")
@@ -363,6 +368,21 @@ def test_the_capacity_of_a_server_with_one_worker_is_found() -> None:
     assert 0 < result.capacity.capacity.rate_per_s < 100
     assert result.is_met
     assert result.took_s < 40
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)])
+def test_the_load_ends_with_the_one_who_asked_for_it(bundle: Path, number: int, code: int) -> None:
+    """Whether it is interrupted or killed: no process goes on sending."""
+    with serving(bundle) as running:
+        command = [sys.executable, "-m", "forwardpass", "load", f"http://127.0.0.1:{running.port}", "--duration", "600"]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        eventually(lambda: running.server.statistics().num_accepted > 20)
+        (generator,) = psutil.Process(process.pid).children()
+        process.send_signal(number)
+        _, said = process.communicate(timeout=60)
+        eventually(lambda: not generator.is_running() or generator.status() == psutil.STATUS_ZOMBIE)
+    assert process.returncode == code
+    assert said.strip() == (INTERRUPTED if number == signal.SIGINT else "")
 
 
 # --- a foreign server ----------------------------------------------------------------------------------------------

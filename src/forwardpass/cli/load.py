@@ -138,6 +138,8 @@ def command(
         **({"max_requests": requests} if requests is not None else {}),
         **({"num_connections": connections} if connections is not None else {}),
     )
+    if html is not None and not html.absolute().parent.is_dir():
+        raise InvalidOption(option="--html", value=str(html), expected="a file in a folder that exists")
     with shown_progress() as progress:
         if capacity:
             assert settings.slo is not None, "checked above"
@@ -265,10 +267,14 @@ def _echo_capacity(report: CapacityReport, slo: str, is_met: bool | None) -> Non
     high = f"{format_count(found.high_per_s)}/s" if found.high_per_s is not None else "unknown"
     missed = f"{format_count(found.missed_per_s)}/s" if found.missed_per_s is not None else "none"
     more = "at least " if found.is_lower_bound else ""
-    rows = [
-        ["capacity", f"{more}{format_count(found.rate_per_s)}/s within {slo}"],
-        ["interval", f"{format_count(found.low_per_s)}/s to {high}"],
-        ["tried", f"always kept: {format_count(found.kept_per_s)}/s, never kept: {missed}"],
+    rows = [["capacity", f"none was found within {slo}"]]
+    if found.rate_per_s:
+        rows = [
+            ["capacity", f"{more}{format_count(found.rate_per_s)}/s within {slo}"],
+            ["interval", f"{format_count(found.low_per_s)}/s to {high}"],
+            ["tried", f"always kept: {format_count(found.kept_per_s)}/s, never kept: {missed}"],
+        ]
+    rows += [
         ["trials", f"{len(found.trials)} of {report.trial_s:g} s or more, Poisson arrivals"],
     ]
     if report.lone_p50_s is not None:

@@ -99,14 +99,15 @@ def _run_verdicts(summary: LoadSummary, result: LoadResult) -> list[Verdict]:
 
 def _capacity_verdicts(report: CapacityReport, result: LoadResult) -> list[Verdict]:
     found = report.capacity
+    is_found = found.rate_per_s > 0
     high = f"{format_count(found.high_per_s)}/s" if found.high_per_s is not None else "unknown"
     verdicts = [
         Verdict(
             label=f"Capacity within {result.slo}",
-            value=f"{'≥ ' if found.is_lower_bound else ''}{format_count(found.rate_per_s)}/s",
-            note=f"Interval: {format_count(found.low_per_s)}/s to {high}.",
-            word="FOUND" if found.rate_per_s else "MISSED",
-            state=State.GOOD if found.rate_per_s else State.BAD,
+            value=f"{'≥ ' if found.is_lower_bound else ''}{format_count(found.rate_per_s)}/s" if is_found else "none",
+            note=f"Interval: {format_count(found.low_per_s)}/s to {high}." if is_found else " ".join(report.notes),
+            word="FOUND" if is_found else "MISSED",
+            state=State.GOOD if is_found else State.BAD,
         )
     ]
     if report.goodput:
@@ -156,7 +157,6 @@ def _generator_verdict(report: GeneratorReport) -> Verdict:
 def _capacity_sections(report: CapacityReport) -> list[Section]:
     sections = []
     if report.goodput:
-        notes = (render_notes(report.notes),) if report.notes else ()
         sections.append(
             Section(
                 title="Goodput against offered rate",
@@ -166,7 +166,6 @@ def _capacity_sections(report: CapacityReport) -> list[Section]:
                     render_key(["goodput", "good answers, late ones too", "all that is offered"]),
                     render_figures([_goodput_figure(report), _goodput_latency_figure(report)]),
                     _goodput_table(report.goodput),
-                    *notes,
                 ),
             )
         )
@@ -186,7 +185,9 @@ def _capacity_sections(report: CapacityReport) -> list[Section]:
         Column(title=""),
     ]
     lead = "The rate was doubled until it was missed, then the gap was halved, then the edge was tried again."
-    sections.append(Section(title="The search", lead=lead, parts=(render_table(columns, [RowGroup(rows=rows)]),)))
+    notes = (render_notes(report.notes),) if report.notes else ()
+    table = render_table(columns, [RowGroup(rows=rows)])
+    sections.append(Section(title="The search", lead=lead, parts=(table, *notes)))
     return sections
 
 

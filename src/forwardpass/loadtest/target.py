@@ -237,7 +237,10 @@ def _tensor_requests(
 def _only_model(target: Target, base: str, headers: Mapping[str, str]) -> str:
     answer = target.ask("POST", f"{base}/v2/repository/index", headers, b"{}")
     if answer.status != 200:
-        expected = f"the model's name; the server does not list its models (status {answer.status})"
+        expected = (
+            f"the model's name, since the server does not list its models (status {answer.status}); "
+            "for an endpoint of another kind, --path and --template"
+        )
         raise InvalidOption(option="--model", value="", expected=expected)
     names = list(dict.fromkeys(model.name for model in _decode(target, answer.body, list[_Indexed])))
     if len(names) != 1:
