@@ -233,8 +233,8 @@ def test_deadlines_hold_when_nothing_is_answered(root: Path, ask: Ask) -> None:
     with serving(root / "mlp" / "1") as running, running.frozen_worker():
         begun_s = time.monotonic()
         with pytest.raises(DeadlineExceeded) as caught:
-            ask(running.port, "infer", "mlp", {"pixels": PIXELS}, timeout_s=0.2)
-        assert caught.value.deadline_s == pytest.approx(0.2, rel=0.2)
+            ask(running.port, "infer", "mlp", {"pixels": PIXELS}, timeout_s=1.0)
+        assert caught.value.deadline_s == pytest.approx(1.0, rel=0.2)
         assert time.monotonic() - begun_s < 20
 
 

@@ -131,7 +131,7 @@ def test_refusals_say_their_kind_and_nothing_of_the_request(bundle: Path, collec
             for name in ("secret-name", "pixels"):
                 with pytest.raises(TensorMismatch):
                     client.infer("mlp", {name: PIXELS[:, :3]})
-        late = {"x-request-timeout-ms": "50"}
+        late = {"x-request-timeout-ms": "1000"}
         with running.frozen_worker():
             answer = running.ask("POST", "/v2/models/mlp/infer", infer_body({"pixels": PIXELS}), late)
             assert answer.status == 504
