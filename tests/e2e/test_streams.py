@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import socket
+import ssl
 import subprocess
 import threading
 from collections.abc import Iterator, Mapping
@@ -14,6 +15,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pytest
+import trustme
 
 from forwardpass.core.tensors import Array, Tensors
 from forwardpass.errors import MalformedRequest
@@ -206,21 +208,26 @@ def test_an_error_before_the_start_is_an_ordinary_answer(served: RunningServer) 
     assert (answer.status, answer.json["error"]) == (400, "Malformed request: the body must be a JSON object.")
 
 
+def told_until_it_stands_still() -> int:
+    """Wait until nothing more is told, and return how much that is."""
+    told = -1
+
+    def stands_still() -> bool:
+        nonlocal told
+        before, told = told, Storyteller.num_told
+        threading.Event().wait(0.2)
+        return before == told == Storyteller.num_told > 0
+
+    eventually(stands_still)
+    return told
+
+
 def test_a_reader_that_stops_holds_up_the_generator_and_closes_it_by_leaving(served: RunningServer) -> None:
     size, count = 2**20, 1000
     with closing(served.connect()) as connection:
         connection.sendall(request(count=count, size=size))
         read_head(connection)
-        told = -1
-
-        def stands_still() -> bool:
-            nonlocal told
-            before, told = told, Storyteller.num_told
-            threading.Event().wait(0.2)
-            return before == told == Storyteller.num_told > 0
-
-        eventually(stands_still)
-        assert told < 50  # what fits into the buffers of the kernel, and one
+        assert told_until_it_stands_still() < 50  # what fits into the buffers of the kernel, and one
         assert served.ask("POST", PREDICT, b'{"count": 7}').status == 200  # nobody else is held up
         assert Storyteller.num_closed == 0
     eventually(lambda: Storyteller.num_closed == 1)
@@ -274,3 +281,20 @@ def test_a_reader_that_never_reads_is_hung_up_on_in_time(bundle: Path) -> None:
         connection.sendall(request(count=10**6, size=2**20))
         eventually(lambda: Storyteller.num_closed == 1)
         assert Storyteller.num_told < 100
+
+
+def test_streams_over_tls_are_held_up_by_their_readers_too(bundle: Path, tmp_path: Path) -> None:
+    authority = trustme.CA()
+    authority.issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(str(tmp_path / "both.pem"))
+    context = ssl.create_default_context()
+    authority.configure_trust(context)
+    with serving(bundle, serve_settings(certificate=tmp_path / "both.pem")) as served:
+        with context.wrap_socket(served.connect(), server_hostname="127.0.0.1") as connection:
+            connection.sendall(request(count=3))
+            read_head(connection)
+            assert events(b"".join(read_chunks(connection)))[-1] == ("done", {"num_events": 3})
+            Storyteller.num_told = Storyteller.num_closed = 0
+            connection.sendall(request(count=1000, size=2**20))
+            read_head(connection)
+            assert told_until_it_stands_still() < 50
+        eventually(lambda: Storyteller.num_closed == 1)
