@@ -169,9 +169,12 @@ def read_answers_unbuffered(connection: socket.socket) -> Any:
     return json.loads(connection.recv(int(length), socket.MSG_WAITALL))
 
 
-def test_a_client_of_http_1_0_gets_no_chunks_and_the_end_of_the_connection(served: RunningServer) -> None:
+@pytest.mark.parametrize("header", [b"", b"connection: keep-alive\r\n"])
+def test_a_client_of_http_1_0_gets_no_chunks_and_the_end_of_the_connection(
+    served: RunningServer, header: bytes
+) -> None:
     with closing(served.connect()) as connection:
-        connection.sendall(request(count=2).replace(b"HTTP/1.1", b"HTTP/1.0"))
+        connection.sendall(request(count=2).replace(b"HTTP/1.1\r\n", b"HTTP/1.0\r\n" + header))
         head, _, text = read_to_the_end(connection).partition(b"\r\n\r\n")
     assert b"chunked" not in head
     assert b"connection: close" in head

@@ -248,7 +248,8 @@ class HttpConnection(asyncio.Protocol):
         exchange.method = self._parser.get_method()
         exchange.is_head = exchange.method == b"HEAD"
         exchange.keeps_alive = self._parser.should_keep_alive()
-        exchange.takes_chunks = self._parser.get_http_version() == "1.1"
+        if not exchange.keeps_alive or b"connection" in exchange.headers:  # HTTP/1.0 goes on only if it says so
+            exchange.takes_chunks = self._parser.get_http_version() == "1.1"  # this look costs a microsecond
         announced = exchange.headers.get(b"content-length", b"0")
         if announced.isdigit() and int(announced) > self._settings.max_body_bytes:
             self._refuse_body()
