@@ -546,6 +546,16 @@ def test_https_is_spoken_to_those_who_can_be_trusted(bundle: Path, tmp_path: Pat
             ["x", "--slo", "fast"],
             "Invalid value 'fast' for --slo: expected a percentile and a limit, such as p95=50ms.",
         ),
+        (["x", "--seed", "-1"], "Invalid value '-1' for --seed: expected 0 to 9.22337e+18."),
+        (["x", "--timeout", "nan"], "Invalid value 'nan' for --timeout: expected 0.001 to 3600 seconds."),
+        (
+            ["x", "--capacity", "--slo", "p99=1s", "--budget", "0"],
+            "Invalid value '0' for --budget: expected 1 to 86400 seconds.",
+        ),
+        (
+            ["x", "--html", "none/load.html"],
+            "Invalid value 'none/load.html' for --html: expected a file in a folder that exists.",
+        ),
         (
             ["x", "--rate", "1", "--connections", "3"],
             "Invalid value '3' for --connections: expected the offline scenario.",

@@ -18,7 +18,7 @@ from forwardpass.loadtest.messages import Ran
 from forwardpass.loadtest.results import CapacityReport, GoodputPoint, LoadResult, Recovery
 from forwardpass.loadtest.schedules import Arrivals, Phase, Schedule, arrival_times, joined_phases, parse_trace
 from forwardpass.loadtest.search import LONGEST_TRIAL_S, CapacitySearch, Trial, trial_duration_s
-from forwardpass.loadtest.settings import LoadSettings, Scenario, TargetSettings
+from forwardpass.loadtest.settings import MAX_BUDGET_S, LoadSettings, Scenario, TargetSettings, check_bounds
 from forwardpass.loadtest.summary import BUSY_SHARE, LoadSummary, Requests, recovery_s, summarise
 from forwardpass.loadtest.target import prepare_requests
 
@@ -103,7 +103,9 @@ def find_capacity(
         ServerUnreachable: the server is not there.
         ServerFailed: it does not answer a request as expected.
         ChildFailed: the generator's process ended.
+        InvalidOption: the budget is no time at all.
     """
+    check_bounds("--budget", budget_s, 1.0, MAX_BUDGET_S, "seconds")
     begun_s = time.monotonic()
     progress(f"asking {target.url}", done=0.0)
     timeout_s = min(settings.timeout_s, max(5 * slo.limit_s, 1.0))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
@@ -10,11 +10,12 @@ from forwardpass.core.slo import Slo
 from forwardpass.errors import InvalidOption
 from forwardpass.loadtest.schedules import Arrivals
 
-__all__ = ["LoadSettings", "Scenario", "TargetSettings"]
+__all__ = ["MAX_BUDGET_S", "LoadSettings", "Scenario", "TargetSettings", "check_bounds"]
 
 MAX_REQUESTS = 2_000_000
 """Of one run: some 40 bytes are kept of each until it is over."""
 MAX_DURATION_S = 24 * 3600.0
+MAX_BUDGET_S = 24 * 3600.0
 MAX_CONNECTIONS = 20_000
 
 
@@ -78,26 +79,28 @@ class LoadSettings:
     timeout_s: float = 10.0
     """From when a request is due; then it has failed."""
     slo: Slo | None = None
-    seed: int = field(default=20261101)
+    seed: int = 20261101
 
     def __post_init__(self) -> None:
-        _check("--duration", self.duration_s, 0.1, MAX_DURATION_S, "seconds")
-        _check("--warm-up", self.warm_up_s, 0.0, MAX_DURATION_S, "seconds")
-        _check("--timeout", self.timeout_s, 0.001, 3600.0, "seconds")
-        _check("--requests", self.max_requests, 1, MAX_REQUESTS, "requests")
-        _check("--connections", self.num_connections, 1, MAX_CONNECTIONS, "connections")
-        _check("--max-connections", self.max_connections, 1, MAX_CONNECTIONS, "connections")
+        check_bounds("--duration", self.duration_s, 0.1, MAX_DURATION_S, "seconds")
+        check_bounds("--warm-up", self.warm_up_s, 0.0, MAX_DURATION_S, "seconds")
+        check_bounds("--timeout", self.timeout_s, 0.001, 3600.0, "seconds")
+        check_bounds("--requests", self.max_requests, 1, MAX_REQUESTS, "requests")
+        check_bounds("--connections", self.num_connections, 1, MAX_CONNECTIONS, "connections")
+        check_bounds("--max-connections", self.max_connections, 1, MAX_CONNECTIONS, "connections")
+        check_bounds("--seed", self.seed, 0, 2**63, "")
         if self.scenario is not Scenario.SERVER or self.trace is not None:
             return
         if self.rate_per_s is None:
             raise InvalidOption(option="--rate", value="", expected="requests per second, or --trace, or --capacity")
-        _check("--rate", self.rate_per_s, 0.001, 1e6, "requests per second")
+        check_bounds("--rate", self.rate_per_s, 0.001, 1e6, "requests per second")
         num_requests = self.rate_per_s * (self.duration_s + self.warm_up_s)
         if num_requests > MAX_REQUESTS:
             value = f"{self.rate_per_s:g}/s for {self.duration_s + self.warm_up_s:g} s"
             raise InvalidOption(option="--rate", value=value, expected=f"at most {MAX_REQUESTS:,} requests in one run")
 
 
-def _check(option: str, value: float, low: float, high: float, unit: str) -> None:
+def check_bounds(option: str, value: float, low: float, high: float, unit: str) -> None:
+    """Raise `InvalidOption` unless a value, which may not be a number at all, is within its bounds."""
     if not low <= value <= high:
-        raise InvalidOption(option=option, value=f"{value:g}", expected=f"{low:g} to {high:g} {unit}")
+        raise InvalidOption(option=option, value=f"{value:g}", expected=f"{low:g} to {high:g} {unit}".rstrip())
