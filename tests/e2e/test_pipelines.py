@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -14,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 
 from forwardpass.core.tensors import Array
 from forwardpass.errors import InvalidPipelines
-from forwardpass.serve import ModelConfig, PipelineConfig, StepConfig, Traffic
+from forwardpass.serve import ModelConfig, PipelineConfig, StepConfig, Traffic, read_config
 from tests.e2e.serving import (
     Background,
     RunningServer,
@@ -327,6 +329,24 @@ def test_a_model_that_no_longer_fits_is_told_and_the_pipeline_waits_for_one_that
         shutil.copytree(root / "head-3", own / "head" / "3")
         assert served.ask("POST", "/v2/repository/models/head/load").status == 200
         assert served.ask("POST", INFER, infer_body(IDS)).status == 200
+
+
+def test_the_configuration_of_the_documentation_serves(tmp_path: Path) -> None:
+    def write(path: Path) -> Path:
+        model = onnx.load(write_mlp(path, num_inputs=4, num_outputs=3))
+        model.graph.input[0].name = model.graph.node[0].input[0] = "features"
+        onnx.save(model, path)
+        return path
+
+    write_text_bundle(tmp_path / "minilm-bundle")
+    call = {"features": np.ones((1, 4), np.float32)}
+    pack_with_processor(tmp_path / "mood-bundle", write, call, "mood", "labels", {"labels.json": {"labels": LABELS}})
+    page = (Path(__file__).parents[2] / "docs" / "how-to" / "pipelines.md").read_text()
+    (tmp_path / "serve.toml").write_text(re.findall(r"```toml\n(.*?)```", page, re.DOTALL)[0])
+    read = read_config(tmp_path / "serve.toml")
+    with serving_models(read.models, settings=serve_settings(), pipelines=read.pipelines) as served:
+        answer = served.ask("POST", "/v1/models/mood-of-text/predict", b'{"text": "a cat"}')
+        assert {ranked["label"] for ranked in answer.json["predictions"][0]} == set(LABELS)
 
 
 def test_labels_and_shares_of_a_model_are_followed(root: Path, own: Path) -> None:
