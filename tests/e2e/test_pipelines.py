@@ -249,6 +249,35 @@ def test_a_client_that_leaves_gives_up_the_step_that_runs(served: RunningServer,
     assert served.ask("POST", INFER, infer_body(IDS)).status == 200
 
 
+@pytest.mark.parametrize("model", ["text", "head"])
+def test_a_worker_that_dies_in_the_middle_loses_no_request(root: Path, model: str) -> None:
+    with serving_moods(root) as served:
+        right = step_by_step(served, IDS)
+        version = served.server.repository.models[model].default
+        (pid,) = version.worker_pids
+        os.kill(pid, signal.SIGSTOP)
+        waiting = [Background(lambda: served.ask("POST", INFER, infer_body(IDS))) for _ in range(3)]
+        eventually(lambda: in_flight(served) == 3)
+        os.kill(pid, signal.SIGKILL)
+        for one in waiting:
+            np.testing.assert_array_equal(output(one.result()), right)
+        assert in_flight(served) == 0
+        assert version.metrics.num_workers_lost == 1
+
+
+def test_stopping_answers_what_is_on_its_way(root: Path) -> None:
+    with serving_moods(root) as served:
+        right = step_by_step(served, IDS)
+        with frozen(served, "head"):
+            waiting = Background(lambda: served.ask("POST", INFER, infer_body(IDS)))
+            eventually(lambda: in_flight(served) == 1)
+            stopping = threading.Thread(target=served.stop)
+            stopping.start()
+            eventually(lambda: not served.server.is_ready)
+        stopping.join(60)
+        np.testing.assert_array_equal(output(waiting.result()), right)
+
+
 def test_only_so_many_are_on_their_way_at_once(root: Path) -> None:
     small = PipelineConfig(name="mood", steps=(EMBED, JUDGE), max_in_flight=2)
     with serving_moods(root, small) as served:
