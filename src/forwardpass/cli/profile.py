@@ -17,11 +17,16 @@ from forwardpass.cli.options import (
 from forwardpass.cli.progress import shown_progress
 from forwardpass.cli.rendering import echo_json, echo_table, heading
 from forwardpass.cli.writing import write_text
+from forwardpass.core.operators import OperatorBreakdown
 from forwardpass.errors import InvalidOption
 from forwardpass.profile import InvarianceVerdict, VariantProfile
-from forwardpass.report.format import format_bytes, format_measurement
+from forwardpass.report.format import format_bytes, format_measurement, format_seconds
 
 __all__ = ["command"]
+
+TRACE_S = 1.0
+QUICK_TRACE_S = 0.2
+MAX_SHOWN_NODES = 8
 
 
 @click.command("profile")
@@ -72,6 +77,7 @@ def command(
         batch_sizes=comma_separated_counts("--batch-sizes", batch_sizes),
         thread_counts=comma_separated_counts("--threads", threads),
     )
+    settings = settings.with_operators(QUICK_TRACE_S if quick else TRACE_S)
     if audit == "full":
         settings = settings.with_full_audit()
     with shown_progress() as progress:
@@ -110,19 +116,23 @@ def _axis_sizes(axes: tuple[str, ...]) -> dict[str, int]:
 
 def _echo_profile(profile: VariantProfile) -> None:
     heading(f"{profile.variant} ({profile.runtime} {profile.runtime_version})")
-    header = ("threads", "batch", "p50", "p95", "p99", "CPU p50", "rows/s")
+    header = ("threads", "batch", "p50", "p95", "p99", "CPU p50", "rows/s", "")
+    knees = [profile.knee(num_threads) for num_threads in profile.thread_counts]
     rows = [
         [
             str(cell.num_threads),
             str(cell.batch_size),
             *(format_measurement(value) for value in (cell.p50_s, cell.p95_s, cell.p99_s, cell.cpu_p50_s)),
             f"{cell.rows_per_s.value:,.0f}",
+            "knee" if cell in knees else "",
         ]
         for cell in profile.cells
     ]
-    echo_table(rows, header=header, right=range(len(header)))
+    echo_table(rows, header=header, right=range(len(header) - 1))
     for skipped in profile.skipped:
         click.echo(f"not measured: {skipped.num_threads} threads, batch {skipped.batch_size}: {skipped.reason}")
+    for found in profile.operators:
+        _echo_operators(found)
     start = profile.cold_start
     phases = (("import", start.import_s), ("load", start.load_s), ("first run", start.first_run_s))
     listed = ", ".join(f"{name} {format_measurement(value)}" for name, value in phases)
@@ -136,6 +146,27 @@ def _echo_profile(profile: VariantProfile) -> None:
             *_same_answer_rows(profile.invariance),
         ]
     )
+
+
+def _echo_operators(found: OperatorBreakdown) -> None:
+    """Print the operators that cost most, and the dearest nodes with how near they come to the roof."""
+    click.echo(f"\nwhere the time goes, batch {found.batch_size} ({format_seconds(found.total_s)} with the trace on)")
+    listed = ", ".join(f"{cost.operator} {cost.share:.0%} ({cost.num_nodes})" for cost in found.operators[:5])
+    click.echo(f"  {listed}")
+    rows = [
+        [
+            f"  {node.name}",
+            node.operator,
+            format_seconds(node.p50_s),
+            f"{node.share:.0%}",
+            f"{node.flops / node.p50_s / 1e9:.0f} Gflop/s" if node.flops and node.p50_s else "",
+            f"{node.share_of_roof:.0%} of the roof",
+        ]
+        for node in found.nodes[:MAX_SHOWN_NODES]
+    ]
+    echo_table(rows, right=(2, 3, 4, 5))
+    roof = found.roof
+    click.echo(f"  roof: {roof.flops_per_s / 1e9:.0f} Gflop/s in float32, {format_bytes(roof.bytes_per_s)}/s of memory")
 
 
 def _same_answer_rows(found: InvarianceVerdict) -> list[list[str]]:

@@ -30,6 +30,8 @@ from forwardpass.profile.protocol import (
     Opened,
     Round,
     Rounds,
+    Trace,
+    Traced,
 )
 
 if TYPE_CHECKING:
@@ -42,9 +44,10 @@ __all__ = ["main"]
 class MeasuredVariant:
     """A loaded variant with the calls to run it with."""
 
-    def __init__(self, runtime: Runtime, calls: dict[int, str]) -> None:
+    def __init__(self, runtime: Runtime, command: Open) -> None:
         self._runtime = runtime
-        self._paths = calls
+        self._opened = command
+        self._paths = command.calls
         self._calls: dict[int, list[dict[str, Array]]] = {}
 
     def run_round(self, command: Round) -> Rounds:
@@ -74,6 +77,27 @@ class MeasuredVariant:
         from forwardpass.profile.invariance import digest_answers
 
         return Digested(digests=list(digest_answers(self._runtime, self._audited_calls(), command.batch_sizes)))
+
+    def trace(self, command: Trace) -> Traced:
+        """Find out where the time goes."""
+        from forwardpass.core.operators import break_down
+        from forwardpass.core.variants import Format
+
+        if self._opened.format is not Format.ONNX:
+            return Traced(operators=None)
+        from forwardpass.runtimes import RuntimeOptions
+        from forwardpass.runtimes.tracing import measure_roof, trace_onnx
+
+        calls = self._load(command.batch_size)
+        num_threads = self._opened.num_threads
+        traces = trace_onnx(
+            self._opened.location,
+            [calls[len(calls) // 2]],
+            options=RuntimeOptions(num_threads=num_threads),
+            budget_s=command.budget_s,
+        )
+        roof = measure_roof(num_threads)
+        return Traced(operators=break_down(traces, roof, num_threads=num_threads, batch_size=command.batch_size))
 
     def _audited_calls(self) -> list[dict[str, Array]]:
         pick = max if self._runtime.signature.is_batchable else min
@@ -120,7 +144,7 @@ def open_variant(command: Open) -> tuple[MeasuredVariant, Opened]:
         rss_before_load_bytes=rss_before_load,
         peak_rss_bytes=read_memory("VmHWM"),
     )
-    return MeasuredVariant(runtime, command.calls), opened
+    return MeasuredVariant(runtime, command), opened
 
 
 def read_memory(field: str) -> int:
@@ -171,9 +195,11 @@ def _serve(commands: BinaryIO, answers: BinaryIO) -> None:
         answers.flush()
 
 
-def _obey(variant: MeasuredVariant, command: Round | Audit | Digest) -> Answer:
+def _obey(variant: MeasuredVariant, command: Round | Audit | Digest | Trace) -> Answer:
     if isinstance(command, Audit):
         return variant.audit(command)
+    if isinstance(command, Trace):
+        return variant.trace(command)
     return variant.digest(command) if isinstance(command, Digest) else variant.run_round(command)
 
 

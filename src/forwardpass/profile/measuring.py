@@ -18,6 +18,7 @@ import numpy as np
 
 from forwardpass.core.calls import CallSets
 from forwardpass.core.measurement import Measurement
+from forwardpass.core.operators import OperatorBreakdown
 from forwardpass.core.protocols import Progress
 from forwardpass.core.statistics import measure_median
 from forwardpass.core.tensors import Tensors
@@ -40,7 +41,18 @@ from forwardpass.profile.profiles import (
     VariantProfile,
     summarise_cell,
 )
-from forwardpass.profile.protocol import Audit, Audited, Digest, Digested, Open, Opened, Round, Rounds
+from forwardpass.profile.protocol import (
+    Audit,
+    Audited,
+    Digest,
+    Digested,
+    Open,
+    Opened,
+    Round,
+    Rounds,
+    Trace,
+    Traced,
+)
 from forwardpass.profile.settings import ProfileSettings
 
 __all__ = ["audit_variants", "profile_variants", "purpose_of"]
@@ -68,6 +80,7 @@ def profile_variants(
         for num_threads in settings.thread_counts:
             _sweep(session, num_threads)
         _compare_threads(session)
+        _trace(session)
         _measure_cold_starts(session)
         row_size = _row_size(calls[min(calls)])
         return tuple(_profile_of(record, row_size) for record in session.records.values())
@@ -145,6 +158,7 @@ class _Record:
     by_threads: dict[int, list[AnswerDigest]] = field(default_factory=dict)
     fresh: list[list[AnswerDigest]] = field(default_factory=list)
     cold_starts: list[tuple[float, Opened]] = field(default_factory=list)
+    operators: list[OperatorBreakdown] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -275,6 +289,26 @@ def _start_cold(session: _Session, record: _Record, num_threads: int) -> tuple[f
         return total_s, opened
 
 
+# --- operators ------------------------------------------------------------------------------------------------------
+
+
+def _trace(session: _Session) -> None:
+    """Ask each variant where its time goes, in the smallest batch and in the largest that was measured."""
+    if not session.settings.trace_s:
+        return
+    num_threads = session.settings.thread_counts[0]
+    for record in session.records.values():
+        sizes = sorted({cell.batch_size for cell in record.cells if cell.num_threads == num_threads})
+        with session.spawn(record) as child:
+            child.ask(session.opening(record, num_threads), Opened)
+            for batch_size in sorted({sizes[0], sizes[-1]}):
+                session.progress.name(f"operators of {record.variant.name}, batch size {batch_size}")
+                command = Trace(batch_size=batch_size, budget_s=session.settings.trace_s)
+                operators = child.ask(command, Traced).operators
+                if operators is not None:
+                    record.operators.append(operators)
+
+
 # --- same answer ---------------------------------------------------------------------------------------------------
 
 
@@ -327,6 +361,7 @@ def _profile_of(record: _Record, row_size: int) -> VariantProfile:
         memory=_memory_of([opened for _, opened in record.cold_starts]),
         invariance=_verdict_of(record),
         row_size=row_size,
+        operators=tuple(record.operators),
     )
 
 

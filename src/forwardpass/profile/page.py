@@ -9,6 +9,7 @@ from markupsafe import Markup
 from forwardpass.core.measurement import Machine, Measurement
 from forwardpass.core.variants import BatchInvariance
 from forwardpass.profile.audits import InvarianceVerdict
+from forwardpass.profile.operators_page import operators_section
 from forwardpass.profile.profiles import Cell, VariantProfile, speedup
 from forwardpass.profile.words import (
     describe_batches,
@@ -84,8 +85,10 @@ def render_profile_page(profiles: Sequence[VariantProfile], machine: Machine, ti
 
 def profile_sections(profiles: Sequence[VariantProfile]) -> tuple[Section, ...]:
     """Return the curves and tables of a profile, for a page that holds more than this."""
+    operators = operators_section(profiles)
     return (
         _latency_section(profiles),
+        *([operators] if operators is not None else []),
         _footprint_section(profiles),
         _invariance_section(profiles),
         _numbers_section(profiles),

@@ -9,6 +9,7 @@ import numpy as np
 
 from forwardpass.core.latency import LatencyPoint, LatencyTable
 from forwardpass.core.measurement import Measurement
+from forwardpass.core.operators import OperatorBreakdown
 from forwardpass.core.statistics import bootstrap_interval, measure_median, measure_ratio, percentile
 from forwardpass.core.variants import BatchInvariance
 from forwardpass.errors import InvalidOption
@@ -97,6 +98,8 @@ class VariantProfile:
     invariance: InvarianceVerdict
     row_size: int = 0
     """Elements of one row over all inputs, in the median call; 0 where nobody noted it."""
+    operators: tuple[OperatorBreakdown, ...] = ()
+    """Where the time goes, for the smallest and the largest batch size; empty if that was not asked, or not told."""
 
     @property
     def thread_counts(self) -> tuple[int, ...]:
@@ -123,6 +126,11 @@ class VariantProfile:
         interferes = self.invariance.verdict is BatchInvariance.INTERFERENCE
         sizes = self.batch_sizes[:1] if interferes else self.batch_sizes
         return max((cell for cell in self.cells if cell.batch_size in sizes), key=lambda cell: cell.rows_per_s.value)
+
+    def knee(self, num_threads: int) -> Cell | None:
+        """Return the smallest batch size beyond which rows per second no longer grow by 5 %; None if not measured."""
+        tables = {table.num_threads: table for table in self.latency_tables()}
+        return self.find(num_threads, tables[num_threads].best_batch_size) if num_threads in tables else None
 
     def find(self, num_threads: int, batch_size: int) -> Cell | None:
         """Return what was measured there, or None."""

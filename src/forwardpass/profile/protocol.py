@@ -6,10 +6,25 @@ from typing import TypeAlias
 
 import msgspec
 
+from forwardpass.core.operators import OperatorBreakdown
 from forwardpass.core.variants import Format
 from forwardpass.profile.audits import AnswerDigest, InvarianceAudit
 
-__all__ = ["Answer", "Audit", "Audited", "Command", "Digest", "Digested", "Failed", "Open", "Opened", "Round", "Rounds"]
+__all__ = [
+    "Answer",
+    "Audit",
+    "Audited",
+    "Command",
+    "Digest",
+    "Digested",
+    "Failed",
+    "Open",
+    "Opened",
+    "Round",
+    "Rounds",
+    "Trace",
+    "Traced",
+]
 
 
 class Open(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="open"):
@@ -45,7 +60,14 @@ class Digest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     batch_sizes: list[int]
 
 
-Command: TypeAlias = Open | Round | Audit | Digest
+class Trace(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="trace"):
+    """Say where the time of calls of a batch size goes, in a session of its own that runs for `budget_s`."""
+
+    batch_size: int
+    budget_s: float
+
+
+Command: TypeAlias = Open | Round | Audit | Digest | Trace
 
 
 class Opened(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="opened"):
@@ -80,6 +102,12 @@ class Digested(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     digests: list[AnswerDigest]
 
 
+class Traced(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="traced"):
+    """Where the time goes; None where the runtime does not say."""
+
+    operators: OperatorBreakdown | None
+
+
 class Failed(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="failed"):
     """The command raised: an error of our tree by its slug and facts, or any other one by its text alone."""
 
@@ -88,4 +116,4 @@ class Failed(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     facts: dict[str, str | int | float | list[str] | None] = {}
 
 
-Answer: TypeAlias = Opened | Rounds | Audited | Digested | Failed
+Answer: TypeAlias = Opened | Rounds | Audited | Digested | Traced | Failed

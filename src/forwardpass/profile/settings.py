@@ -45,12 +45,18 @@ class ProfileSettings:
     """Numbers of threads whose answers are compared though nothing else is measured with them."""
     ship_audit_s: float = FULL_AUDIT_S
     """For the full audit of each variant that goes into a bundle; with 0, the verdict of the search stays."""
+    trace_s: float = 0.0
+    """For finding out in which operators of a variant the time goes; 0 to leave that out."""
     max_wait_s: float = 300.0
     """A child that gives no answer for so long has failed."""
 
     def with_full_audit(self, budget_s: float = FULL_AUDIT_S) -> ProfileSettings:
         """Return the same settings with time to compare everything, and every number of threads up to the cores."""
         return replace(self, audit_budget_s=budget_s, audit_thread_counts=tuple(range(1, num_available_cores() + 1)))
+
+    def with_operators(self, trace_s: float = 1.0) -> ProfileSettings:
+        """Return the same settings with time to see where the time goes."""
+        return replace(self, trace_s=trace_s)
 
     @classmethod
     def quick(cls) -> ProfileSettings:

@@ -8,6 +8,7 @@ from html.parser import HTMLParser
 
 import pytest
 
+from forwardpass.core.operators import NodeTrace, Roof, break_down
 from forwardpass.core.variants import BatchInvariance
 from forwardpass.profile import InvarianceVerdict, PaddingFinding
 from forwardpass.profile.page import render_profile_page
@@ -119,3 +120,22 @@ def test_names_from_outside_stay_text() -> None:
     parsed = outline(page)
     assert "img" not in parsed.tags
     assert HOSTILE in parsed.text
+
+
+def test_the_page_says_where_the_time_goes() -> None:
+    traces = [
+        NodeTrace(
+            name=f"product_{number}",
+            operator="MatMul",
+            seconds=(1e-3 * number,),
+            input_shapes=((8, 1000), (1000, 10)),
+            output_shapes=((8, 10),),
+            num_bytes=4000,
+        )
+        for number in range(1, 16)
+    ]
+    found = break_down(traces, Roof(flops_per_s=1e9, bytes_per_s=1e9), num_threads=1, batch_size=8)
+    text = outline(render_profile_page([replace(example_profile(), operators=(found,))], MACHINE, "model")).text
+    for expected in ("Where the time goes", "product_15", "160 k", "3 other nodes", "the roof is 1 G/s in float32"):
+        assert expected in text
+    assert "Where the time goes" not in outline(render_profile_page([example_profile()], MACHINE, "model")).text
