@@ -13,7 +13,7 @@ import msgspec
 from forwardpass.bundle import has_versions, read_name
 from forwardpass.core.slo import Slo
 from forwardpass.errors import BundleError, ForwardpassError, InvalidConfig
-from forwardpass.serve.control import TrafficBody
+from forwardpass.serve.control import RollbackBody, TrafficBody
 from forwardpass.serve.models import ModelConfig
 from forwardpass.serve.planning import PipelineConfig, StepConfig
 from forwardpass.serve.repository import MODEL_NAME
@@ -44,6 +44,7 @@ class _Model(_Defaults, forbid_unknown_fields=True, kw_only=True):
     labels: dict[str, str | int] = {}
     split: dict[str, float] = {}
     shadow: str | None = None
+    rollback: bool | RollbackBody = True
 
 
 class _Step(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
@@ -146,7 +147,10 @@ def describe_config(config: ServeConfig) -> Iterator[str]:
     yield "server: " + _listed(server | {"repository": config.repository})
     for model in config.models:
         settings = asdict(model.settings) | {"slo": model.settings.slo}
-        traffic = {name: value for name, value in asdict(model.traffic).items() if value}
+        has_split = bool(model.traffic.split)
+        traffic = {
+            name: value for name, value in asdict(model.traffic).items() if value and (name != "rollback" or has_split)
+        }
         yield f"{model.name}: " + _listed({"path": model.path} | settings | traffic)
     for pipeline in config.pipelines:
         steps = " → ".join(step.model for step in pipeline.steps)
@@ -229,7 +233,7 @@ class _Reader:
         if "path" not in fields:
             return None
         path = self._place(fields.pop("path"))
-        traffic = {name: fields.pop(name) for name in ("labels", "split", "shadow") if name in fields}
+        traffic = {name: fields.pop(name) for name in ("labels", "split", "shadow", "rollback") if name in fields}
         name = fields.pop("name", None)
         if name is not None:
             self._check_name(name, where)

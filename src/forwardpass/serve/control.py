@@ -7,10 +7,11 @@ import logging
 from collections.abc import Coroutine, Mapping
 from dataclasses import asdict
 from functools import partial
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import msgspec
 
+from forwardpass.core.canary import ERROR_RATE, TOLERANCE, CanaryLimits
 from forwardpass.errors import ForwardpassError, InvalidOption, MalformedRequest
 from forwardpass.serve.auth import Scope
 from forwardpass.serve.http import Exchange, Response
@@ -35,12 +36,24 @@ class _IndexBody(msgspec.Struct):
     ready: bool = False
 
 
+class RollbackBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """When a version loses its share of the split."""
+
+    error_rate: Annotated[float, msgspec.Meta(gt=0, le=0.5)] = ERROR_RATE
+    tolerance: Annotated[float, msgspec.Meta(ge=0, lt=1)] = TOLERANCE
+
+    def limits(self) -> CanaryLimits:
+        """Return it as the server uses it."""
+        return CanaryLimits(error_rate=self.error_rate, tolerance=self.tolerance)
+
+
 class TrafficBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Labels, split and shadow as they stand in a request or a configuration file."""
 
     labels: dict[str, str | int] = {}
     split: dict[str, float] = {}
     shadow: str | None = None
+    rollback: bool | RollbackBody = True
 
     def traffic(self) -> Traffic:
         """Return it as the server uses it.
@@ -55,7 +68,9 @@ class TrafficBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
                 expected = "labels of letters, digits, '.', '_' and '-' that are no numbers"
                 raise InvalidOption(option="labels", value=label[:64], expected=expected)
         labels = {label: str(number) for label, number in self.labels.items()}
-        return Traffic(labels=labels, split=self.split, shadow=self.shadow)
+        asked = RollbackBody() if self.rollback is True else self.rollback
+        rollback = asked.limits() if asked else None
+        return Traffic(labels=labels, split=self.split, shadow=self.shadow, rollback=rollback)
 
 
 class ControlRoutes:
@@ -79,8 +94,10 @@ class ControlRoutes:
         handler = actions.get((prefix, action)) if path.startswith(prefix) else None
         if handler is None or not MODEL_NAME.fullmatch(name):
             return None
-        method = b"PUT" if handler == self.traffic else b"POST"
-        return {method: Endpoint(partial(handler, name), Scope.ADMIN)}
+        if handler == self.traffic:
+            shown = Endpoint(partial(self.show_traffic, name), Scope.READ)
+            return {b"GET": shown, b"PUT": Endpoint(partial(handler, name), Scope.ADMIN)}
+        return {b"POST": Endpoint(partial(handler, name), Scope.ADMIN)}
 
     def index(self, exchange: Exchange) -> None:
         """List what is served, and what is not, with the reason."""
@@ -99,8 +116,12 @@ class ControlRoutes:
         """Take a model out of service."""
         self._do(self._repository.unload(name), exchange)
 
+    def show_traffic(self, name: str, exchange: Exchange) -> None:
+        """Tell who gets which version, and which version has lost its share and why."""
+        exchange.respond(json_response(asdict(self._repository.traffic(name))))
+
     def traffic(self, name: str, exchange: Exchange) -> None:
-        """Set labels, split and shadow."""
+        """Set labels, split, shadow and rollback."""
         self._do(self._repository.set_traffic(name, _decode(exchange.body, TrafficBody).traffic()), exchange)
 
     def _do(self, work: Coroutine[object, object, None], exchange: Exchange) -> None:

@@ -123,6 +123,9 @@ class _Collector:
         )
         rows = CounterMetricFamily("forwardpass_rows", "Rows that were answered.", labels=LABELS)
         lost = CounterMetricFamily("forwardpass_workers_lost", "Worker processes that ended unasked.", labels=LABELS)
+        withdrawals = CounterMetricFamily(
+            "forwardpass_withdrawals", "Times a version lost its share of a split.", labels=(*LABELS, "reason")
+        )
         waiting = GaugeMetricFamily("forwardpass_waiting_requests", "Requests in the queue.", labels=LABELS)
         up = GaugeMetricFamily("forwardpass_model_ready", "Whether a worker answers.", labels=LABELS)
         for one in everything:
@@ -136,8 +139,10 @@ class _Collector:
             for reason, count in version.metrics.reasons.items():
                 closed.add_metric((*who, reason.value), count)
             lost.add_metric(who, version.metrics.num_workers_lost)
+            for withdrawn, count in version.metrics.withdrawals.items():
+                withdrawals.add_metric((*who, withdrawn), count)
             waiting.add_metric(who, version.statistics().num_waiting)
-        yield from (outcomes, closed, rows, lost, waiting, up)
+        yield from (outcomes, closed, rows, lost, withdrawals, waiting, up)
         if pipelines:
             yield from _of_pipelines(pipelines)
 

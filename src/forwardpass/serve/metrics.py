@@ -73,8 +73,9 @@ class ModelMetrics:
         self.reasons: Counter[Closed] = Counter()
         self.by_size: dict[int, SizeStatistics] = {}
         self.num_rows = 0
-        self.num_not_finite = 0
         self.num_workers_lost = 0
+        self.withdrawals: Counter[str] = Counter()
+        """How often the version was taken out of a split, by what was wrong with it."""
         self.failed_s = 0.0
         self.last_s = 0.0
         """When the last answer was given, in seconds since 1970."""

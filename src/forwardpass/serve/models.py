@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from forwardpass.core.batching import LOWEST_PRIORITY, NORMAL_PRIORITY
+from forwardpass.core.canary import CanaryLimits, Verdict
 from forwardpass.core.tensors import Array
 from forwardpass.errors import NotFound, RequestError
+from forwardpass.serve.canaries import Trials
 from forwardpass.serve.dispatching import Answer
 from forwardpass.serve.served import ServedVersion
 from forwardpass.serve.settings import ModelSettings
@@ -28,12 +31,37 @@ class Traffic:
 
     `labels` name versions. `split` gives labels or versions their share of the requests that name none; without it
     the one labelled `stable` gets all, or else the newest. The version `shadow` gets a copy of every request, and its
-    answers are compared and thrown away.
+    answers are compared and thrown away. With `rollback`, a version of the split that is worse than the stable one
+    loses its share to it; `withdrawn` says which have, by number, and why.
     """
 
     labels: Mapping[str, str] = field(default_factory=dict)
     split: Mapping[str, float] = field(default_factory=dict)
     shadow: str | None = None
+    rollback: CanaryLimits | None = field(default_factory=CanaryLimits)
+    withdrawn: Mapping[str, str] = field(default_factory=dict)
+
+    def number(self, name: str) -> str:
+        """Return the version that a label or number stands for."""
+        return self.labels.get(name, name)
+
+    @property
+    def stable(self) -> str | None:
+        """The version of the split that the others are compared with: the one labelled so, or that of most requests."""
+        shares: Counter[str] = Counter()
+        for name, share in self.split.items():
+            shares[self.number(name)] += share  # type: ignore[assignment]  # shares are floats
+        if self.labels.get("stable") in shares:
+            return self.labels["stable"]
+        return max(shares, key=lambda number: (shares[number], -int(number)), default=None)
+
+    def without(self, number: str, reason: str) -> Traffic:
+        """Return the traffic in which the share of a version has gone back to the stable one."""
+        lost = sum(share for name, share in self.split.items() if self.number(name) == number)
+        heir = next(name for name in self.split if self.number(name) == self.stable)
+        split = {name: 0.0 if self.number(name) == number else share for name, share in self.split.items()}
+        split[heir] += lost
+        return replace(self, split=split, withdrawn={**self.withdrawn, number: reason})
 
     @property
     def wanted(self) -> tuple[str, ...]:
@@ -64,7 +92,14 @@ class ModelConfig:
 class Model:
     """The loaded versions of one model."""
 
-    def __init__(self, name: str, versions: Sequence[ModelVersion], traffic: Traffic) -> None:
+    def __init__(
+        self,
+        name: str,
+        versions: Sequence[ModelVersion],
+        traffic: Traffic,
+        *,
+        on_verdict: Callable[[str, Verdict], None],
+    ) -> None:
         self.name = name
         self.versions = {version.number: version for version in versions}
         self.traffic = traffic
@@ -73,6 +108,16 @@ class Model:
         self._shadow = self._by_name[traffic.shadow] if traffic.shadow else None
         self._shares = [(self._by_name[name], share) for name, share in traffic.split.items() if share > 0]
         self._random = random.Random(name)  # noqa: S311 - which of two versions somebody gets need not be a secret
+        self._trials = self._put_on_trial(on_verdict)
+
+    def _put_on_trial(self, on_verdict: Callable[[str, Verdict], None]) -> Trials | None:
+        """Compare the versions of a split, if there are several and it is wished for."""
+        shared = {version.number: version for version, _ in self._shares}
+        stable, limits = self.traffic.stable, self.traffic.rollback
+        if limits is None or stable not in shared or len(shared) < 2:
+            return None
+        canaries = [version for number, version in shared.items() if number != stable]
+        return Trials(shared[stable], canaries, limits, on_verdict)
 
     @property
     def is_ready(self) -> bool:
@@ -114,6 +159,11 @@ class Model:
             return self._by_name[name]
         if not self._shares:
             return self.default
+        version = self._draw()
+        return version if self._trials is None else self._trials.drawn(version)
+
+    def _draw(self) -> ModelVersion:
+        """Return a version by the shares of the split."""
         at = self._random.random() * sum(share for _, share in self._shares)
         for version, share in self._shares:
             at -= share
@@ -139,7 +189,7 @@ class Model:
         """
         if trace is not None:
             answer = trace.watch(answer, version.metrics, model=self.name, version=version.number, num_rows=num_rows)
-        if self._shadow is None or version is self._shadow:
+        if self._shadow is None or version.number == self._shadow.number:
             return version.submit(tensors, num_rows, answer, timeout_s=timeout_s, priority=priority)
         comparison = _Comparison(self._shadow)
         give_up = version.submit(

@@ -121,26 +121,36 @@ class WorkerProcess:
 
     def _spawn(self) -> None:
         ours, theirs = socket_pair()
-        arena = Arena.create()
-        config = WorkerConfig(
-            bundle=str(self._bundle.path),
-            digest=self._bundle.digest,
-            variant=self._variant,
-            num_threads=self._num_threads,
-            channel=theirs.fileno(),
-            arena=arena.descriptor,
-        )
-        command = [sys.executable, "-m", "forwardpass.serve.worker", msgspec.json.encode(config).decode()]
-        self._process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, pass_fds=(theirs.fileno(), arena.descriptor)
-        )
-        theirs.close()
+        try:
+            arena = Arena.create()
+            try:
+                self._process = self._popen(theirs.fileno(), arena.descriptor)
+            except BaseException:  # tried again and again, it must not leave a descriptor each time
+                arena.close()
+                raise
+        except BaseException:
+            ours.close()
+            raise
+        finally:
+            theirs.close()
         ours.setblocking(False)
         self._channel, self.arena = ours, arena
         self.state = WorkerState.STARTING
         self.num_starts += 1
         self._loop.add_reader(ours.fileno(), self._read)
         self._is_connected = True
+
+    def _popen(self, channel: int, arena: int) -> subprocess.Popen[bytes]:
+        config = WorkerConfig(
+            bundle=str(self._bundle.path),
+            digest=self._bundle.digest,
+            variant=self._variant,
+            num_threads=self._num_threads,
+            channel=channel,
+            arena=arena,
+        )
+        command = [sys.executable, "-m", "forwardpass.serve.worker", msgspec.json.encode(config).decode()]
+        return subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=(channel, arena))
 
     def _read(self) -> None:
         try:

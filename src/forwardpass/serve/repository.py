@@ -11,11 +11,13 @@ import contextlib
 import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from forwardpass.bundle import Bundle, is_bundle, open_bundle, versions_in
 from forwardpass.bundle.manifest import MANIFEST_NAME
+from forwardpass.core.canary import Verdict
 from forwardpass.core.tensors import Signature
 from forwardpass.errors import BundleError, ForwardpassError, InvalidPipelines, MalformedRequest, NotFound
 from forwardpass.serve.models import Model, ModelConfig, Traffic
@@ -205,6 +207,8 @@ class Repository:
             model = self.models.get(name)
             for version in model.versions.values() if model is not None else ():
                 reason = "" if version.is_ready else "its worker process is being started again"
+                if version.is_ready and model is not None and (why := model.traffic.withdrawn.get(version.number)):
+                    reason = f"taken out of the split: {why}"
                 state = "READY" if version.is_ready else "UNAVAILABLE"
                 entries.append(IndexEntry(name=name, version=version.number, state=state, reason=reason))
             if model is None:
@@ -244,7 +248,7 @@ class Repository:
                 bundle = await asyncio.to_thread(open_bundle, path)
                 fresh[number] = await self._start(bundle, config, number)
                 self._fingerprints[key] = fingerprint
-            model = Model(config.name, [*kept.values(), *fresh.values()], config.traffic)
+            model = self._model(self._latest(config, {**kept, **fresh}), [*kept.values(), *fresh.values()])
         except BaseException:
             for number, version in fresh.items():
                 self._fingerprints.pop(f"{config.name}/{number}", None)
@@ -257,6 +261,42 @@ class Repository:
             for warning in version.warnings():
                 log.warning(warning)
         self._retire([version for number, version in served.items() if kept.get(number) is not version])
+
+    def _model(self, config: ModelConfig, versions: Sequence[ModelVersion]) -> Model:
+        return Model(config.name, versions, config.traffic, on_verdict=partial(self._withdraw, config))
+
+    def _latest(self, config: ModelConfig, loaded: Mapping[str, ModelVersion]) -> ModelConfig:
+        """Return the configuration that holds now: a version may have been taken out while others were loaded."""
+        latest = self._configs.get(config.name, config)
+        return latest if latest.traffic.withdrawn and loaded.keys() >= set(latest.traffic.wanted) else config
+
+    def _withdraw(self, config: ModelConfig, number: str, verdict: Verdict) -> None:
+        """Give the share of a version back to the stable one; it stays loaded, for those who name it."""
+        name, model = config.name, self.models.get(config.name)
+        if model is None or model.traffic is not config.traffic:
+            return  # somebody else has decided in the meantime
+        reason = str(verdict)
+        traffic = config.traffic.without(number, reason)
+        log.warning(
+            "%s version %s is taken out of the split, and its share goes to version %s: %s",
+            name,
+            number,
+            traffic.stable,
+            reason,
+        )
+        model.versions[number].metrics.withdrawals[verdict.outcome] += 1
+        self._configs[name] = replace(config, traffic=traffic)
+        self.models[name] = self._model(self._configs[name], [*model.versions.values()])
+        self._changed()
+
+    def traffic(self, name: str) -> Traffic:
+        """Return who gets which version of a model.
+
+        Raises:
+            NotFound: there is no such model.
+        """
+        self._refuse_pipeline(name)
+        return self._config(name).traffic
 
     async def _start(self, bundle: Bundle, config: ModelConfig, number: str) -> ModelVersion:
         version = ModelVersion(bundle, model=config.name, number=number, settings=config.settings)
