@@ -104,6 +104,18 @@ class Convolved(nn.Module):
         return torch.relu(self.layer(x[:, None])).mean(2)
 
 
+class Counting(nn.Module):
+    """Adds how often it was called, which no conversion can keep."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.count += 1
+        return x + self.count
+
+
 def tokens() -> nn.Module:
     torch.manual_seed(1)
     return Tokens()

@@ -13,6 +13,7 @@ from tests.models import mlp_calls, write_bundle, write_mlp
 HEAVY = (
     "torch",
     "onnx",
+    "openvino",
     "transformers",
     "tokenizers",
     "click",

@@ -31,7 +31,7 @@ COMMANDS = {
     "convert": "Convert a model to ONNX and prove that it still answers the same.",
     "optimize": "Make leaner variants, measure each, and choose one with reasons.",
     "ship": "Run the whole checklist: from a trained model to a bundle that can be served.",
-    "serve": "Serve bundles, or a bare ONNX file, over HTTP and gRPC.",
+    "serve": "Serve bundles, or a bare model file, over HTTP and gRPC.",
     "load": "Load a running server: latency, capacity within a target, goodput under overload.",
     "keys": "Make, list and remove API keys for a server.",
     "inspect": "Check a bundle and show what is in it.",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
 from forwardpass.cli.options import (
@@ -15,16 +17,28 @@ from forwardpass.cli.options import (
 from forwardpass.cli.progress import shown_progress
 from forwardpass.cli.rendering import echo_json, echo_table
 
+if TYPE_CHECKING:
+    from forwardpass.convert import Conversion, OutputCheck
+
 __all__ = ["command"]
+
+FORMS = ("onnx", "ort", "pt2", "torchscript", "openvino")
+"""As `forwardpass.convert.TARGETS`, which to import would cost the command line its speed."""
 
 
 @click.command("convert")
 @model_argument
-@click.option("--to", "form", type=click.Choice(["onnx"]), default="onnx", show_default=True, help="The form wanted.")
+@click.option("--to", "form", type=click.Choice(FORMS), default="onnx", show_default=True, help="The form wanted.")
 @click.option("--out", required=True, metavar="FILE", help="Where the converted model goes.")
 @data_option(required=False)
 @source_options
 @conversion_options
+@click.option(
+    "--tolerance",
+    type=click.FloatRange(min=0, min_open=True),
+    default=None,
+    help="The greatest relative error that an output may have against the source. [default: 1e-4]",
+)
 @json_option
 def command(
     model: str,
@@ -36,6 +50,7 @@ def command(
     trust_pickle: bool,
     opset: int | None,
     dynamic: tuple[str, ...],
+    tolerance: float | None,
     as_json: bool,
 ) -> None:
     """Convert MODEL and run the result on a grid of shapes against its source before keeping it.
@@ -48,15 +63,16 @@ def command(
     """
     from forwardpass.wiring import convert_model
 
-    del form  # one form so far; the option is there so that a script says what it means
     with shown_progress() as progress:
         conversion = convert_model(
             model,
+            to=form,
             out=out,
             data=data,
             weights=weights,
             opset=opset,
             axes=dynamic_axes(dynamic),
+            tolerance=tolerance,
             trust_pickle=trust_pickle,
             progress=progress,
         )
@@ -66,14 +82,26 @@ def command(
     echo_table(
         [
             ["file", conversion.variant.location],
-            ["exporter", f"{conversion.exporter}, opset {conversion.opset}"],
+            ["exporter", _made_by(conversion)],
             ["inputs", ", ".join(f"{spec.name} {spec}" for spec in conversion.signature.inputs)],
             ["outputs", ", ".join(f"{spec.name} {spec}" for spec in conversion.signature.outputs)],
             [
                 "compared",
                 f"{len(conversion.parity)} shapes, worst relative difference {conversion.worst_difference:.2g}",
             ],
+            *([f"  {check.output}", _apart(check)] for check in conversion.worst_outputs),
         ]
     )
     for note in conversion.notes:
         click.echo(f"note: {note}")
+
+
+def _made_by(conversion: Conversion) -> str:
+    return conversion.exporter if conversion.opset is None else f"{conversion.exporter}, opset {conversion.opset}"
+
+
+def _apart(check: OutputCheck) -> str:
+    return (
+        f"relative difference {check.difference:.2g}, cosine {check.cosine:.6f}, "
+        f"{check.num_flips} row{'' if check.num_flips == 1 else 's'} decided differently"
+    )

@@ -62,7 +62,8 @@ def command(
 ) -> None:
     """Measure MODEL in fresh processes: latency, throughput, memory, cold start, same answer.
 
-    MODEL is an ONNX file, package.module:factory (PyTorch, needs --data), or a bundle: then all its variants.
+    MODEL is a model file (ONNX, ORT, .pt2, TorchScript, OpenVINO, LiteRT), package.module:factory (PyTorch, needs
+    --data), or a bundle: then all its variants.
 
     \b
     Examples:

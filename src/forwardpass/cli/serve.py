@@ -90,7 +90,7 @@ def command(
 ) -> None:
     """Serve each BUNDLE over HTTP and gRPC (Open Inference Protocol v2) until SIGTERM or Ctrl-C.
 
-    BUNDLE is a folder made by 'forwardpass ship', a folder of versions (1, 2, 3 …) of a model, or a bare ONNX file for
+    BUNDLE is a folder made by 'forwardpass ship', a folder of versions (1, 2, 3 …) of a model, or a bare model file for
     a quick start.
 
     \b

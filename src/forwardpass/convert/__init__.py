@@ -1,7 +1,18 @@
-"""Source in, verified ONNX out: nothing is called converted before it has answered like its source."""
+"""Source in, verified file out: nothing is called converted before it has answered like its source."""
 
-from forwardpass.convert.converting import convert_to_onnx
+from forwardpass.convert.converting import PARITY_TOLERANCE, convert_to_onnx
+from forwardpass.convert.forms import TARGETS, convert
 from forwardpass.convert.pickles import plain_weights
-from forwardpass.convert.values import Conversion, ParityCheck, TorchSource
+from forwardpass.convert.values import Conversion, OutputCheck, ParityCheck, TorchSource
 
-__all__ = ["Conversion", "ParityCheck", "TorchSource", "convert_to_onnx", "plain_weights"]
+__all__ = [
+    "PARITY_TOLERANCE",
+    "TARGETS",
+    "Conversion",
+    "OutputCheck",
+    "ParityCheck",
+    "TorchSource",
+    "convert",
+    "convert_to_onnx",
+    "plain_weights",
+]

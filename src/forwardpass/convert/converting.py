@@ -31,14 +31,28 @@ from forwardpass.errors import (
     UnsupportedOperator,
 )
 from forwardpass.predict import InFixedBatches
-from forwardpass.runtimes import RuntimeOptions, open_runtime
+from forwardpass.runtimes import RuntimeOptions, companions, format_of, open_runtime
 
 if TYPE_CHECKING:
     from torch import nn
 
     from forwardpass.runtimes.torch import TorchRuntime
 
-__all__ = ["convert_to_onnx"]
+__all__ = [
+    "PARITY_TOLERANCE",
+    "Job",
+    "Proven",
+    "committed",
+    "convert_to_onnx",
+    "example_call",
+    "fitting_samples",
+    "inputs_are_batchable",
+    "open_source",
+    "prove_onnx",
+    "source_left_as_found",
+    "source_name",
+    "with_recipe",
+]
 
 VARIANT_NAME = "onnx-fp32"
 PARITY_TOLERANCE = 1e-4
@@ -47,7 +61,7 @@ small models and up to 1e-5 for deep ones."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class _Job:
+class Job:
     """One conversion: what the source is called, what it is run with, where it goes and what the caller may choose."""
 
     name: str
@@ -57,6 +71,15 @@ class _Job:
     axes: DynamicAxes
     tolerance: float
     progress: Progress
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Proven:
+    """A conversion that passed, with the source as it was run and the calls that both were given."""
+
+    conversion: Conversion
+    source: Runtime
+    calls: tuple[dict[str, Array], ...]
 
 
 def convert_to_onnx(
@@ -80,9 +103,9 @@ def convert_to_onnx(
         UsageError: the source, its weights or the samples cannot be used.
         StorageFailed: `out` cannot be written.
     """
-    with _committed(out) as partial:
-        job = _Job(
-            name=_name(source),
+    with committed(out) as partial, source_left_as_found(source):
+        job = Job(
+            name=source_name(source),
             samples=samples,
             out=partial,
             opset=opset,
@@ -90,13 +113,34 @@ def convert_to_onnx(
             tolerance=tolerance,
             progress=progress,
         )
-        conversion = _convert_file(source, job) if isinstance(source, Path) else _convert_torch(source, job)
-    step = Step(operation="convert", parameters=(("exporter", conversion.exporter), ("opset", conversion.opset)))
+        conversion = prove_onnx(source, job).conversion
+    return with_recipe(conversion, out)
+
+
+def prove_onnx(source: TorchSource | nn.Module | Path, job: Job) -> Proven:
+    """Write `source` as ONNX to `job.out`, and return the proof with what it was held against.
+
+    Raises:
+        ConversionError: it cannot be exported, or the result does not run or answer the same at some shape.
+        UsageError: the source, its weights or the samples cannot be used.
+    """
+    return _convert_file(source, job) if isinstance(source, Path) else _export_torch(open_source(source), job)
+
+
+def with_recipe(conversion: Conversion, out: Path) -> Conversion:
+    """Return the conversion of a file that has come to its place, with the step that made it."""
+    parameters: list[tuple[str, str | int]] = [("exporter", conversion.exporter)]
+    if conversion.variant.format is not Format.ONNX:
+        parameters.append(("to", conversion.variant.format.value))
+    if conversion.opset is not None:
+        parameters.append(("opset", conversion.opset))
+    step = Step(operation="convert", parameters=tuple(parameters))
     variant = replace(conversion.variant, location=str(out), recipe=Recipe(steps=(step,)))
     return replace(conversion, variant=variant)
 
 
-def _name(source: TorchSource | nn.Module | Path) -> str:
+def source_name(source: TorchSource | nn.Module | Path) -> str:
+    """Return what a source is called in sentences."""
     if isinstance(source, Path):
         return str(source)
     return source.reference if isinstance(source, TorchSource) else type(source).__name__
@@ -105,14 +149,20 @@ def _name(source: TorchSource | nn.Module | Path) -> str:
 # --- PyTorch -------------------------------------------------------------------------------------------------------
 
 
-def _convert_torch(source: TorchSource | nn.Module, job: _Job) -> Conversion:
+@contextmanager
+def source_left_as_found(source: TorchSource | nn.Module | Path) -> Iterator[None]:
+    """Afterwards, give torch its threads back, and a module of the user's its mode."""
+    if isinstance(source, Path):
+        yield
+        return
     from forwardpass.runtimes.torch import left_as_found
 
     with left_as_found(None if isinstance(source, TorchSource) else source):
-        return _export_torch(_open_source(source), job)
+        yield
 
 
-def _open_source(source: TorchSource | nn.Module) -> TorchRuntime:
+def open_source(source: TorchSource | nn.Module) -> TorchRuntime:
+    """Load a PyTorch source."""
     from forwardpass.runtimes.torch import TorchRuntime
 
     if not isinstance(source, TorchSource):
@@ -120,11 +170,11 @@ def _open_source(source: TorchSource | nn.Module) -> TorchRuntime:
     return TorchRuntime.from_reference(source.reference, weights=source.weights, options=RuntimeOptions())
 
 
-def _export_torch(runtime: TorchRuntime, job: _Job) -> Conversion:
+def _export_torch(runtime: TorchRuntime, job: Job) -> Proven:
     """Try one exporter after the other until a result passes the grid; then tell the most useful of their errors."""
     from forwardpass.convert.exporters import EXPORTERS
 
-    samples = _fitting_samples(runtime, job.samples, job.name)
+    samples = fitting_samples(runtime, job.samples, job.name)
     axes = dynamic_axes(samples, job.axes)
     failures: list[ConversionError] = []
     for number, exporter in enumerate(EXPORTERS):
@@ -139,15 +189,15 @@ def _export_torch(runtime: TorchRuntime, job: _Job) -> Conversion:
 
 
 def _export_with(
-    exporter: str, runtime: TorchRuntime, samples: Samples, axes: DynamicAxes, job: _Job, *, notes: tuple[str, ...]
-) -> Conversion:
+    exporter: str, runtime: TorchRuntime, samples: Samples, axes: DynamicAxes, job: Job, *, notes: tuple[str, ...]
+) -> Proven:
     from forwardpass.convert.exporters import export
 
-    example = _example(samples)
+    example = example_call(samples)
     export(runtime.module, example, axes, exporter=exporter, out=job.out, opset=job.opset, name=job.name)
     _set_opset(job)
     job.progress("comparing the result with its source", done=0.8)
-    batch_sizes = BATCH_SIZES if _inputs_are_batchable(_signature_of(job.out)) else (1,)
+    batch_sizes = BATCH_SIZES if inputs_are_batchable(_signature_of(job.out)) else (1,)
     calls = [
         *shape_grid(samples, batch_sizes=batch_sizes),
         *named_axis_calls(runtime, samples, job.axes, name=job.name),
@@ -155,7 +205,7 @@ def _export_with(
     return _checked(runtime, calls, exporter, job, notes=notes)
 
 
-def _fitting_samples(runtime: TorchRuntime, samples: Samples | None, name: str) -> Samples:
+def fitting_samples(runtime: TorchRuntime, samples: Samples | None, name: str) -> Samples:
     """Check the names of the samples against `forward`, in the order of whose arguments they are given."""
     from forwardpass.runtimes.torch import input_names
 
@@ -170,7 +220,7 @@ def _fitting_samples(runtime: TorchRuntime, samples: Samples | None, name: str) 
             reason=f"they have an array '{unknown[0]}', but forward() takes {', '.join(arguments)}",
             hint="Name the arrays after the arguments of forward(); 'labels' is set apart.",
         )
-    _check_runs(runtime, _example(samples), name)
+    _check_runs(runtime, example_call(samples), name)
     return samples
 
 
@@ -188,7 +238,7 @@ def _check_runs(runtime: TorchRuntime, example: dict[str, Array], name: str) -> 
         raise InvalidSamples(origin=name, reason=reason, hint=hint) from error
 
 
-def _example(samples: Samples) -> dict[str, Array]:
+def example_call(samples: Samples) -> dict[str, Array]:
     """Return two rows of a middle shape: a batch of one, or an axis of one, would be taken for a constant."""
     ordered = sorted(samples.groups, key=lambda group: sum(array[0].size for array in group.inputs.values()))
     group = ordered[len(ordered) // 2]
@@ -216,7 +266,7 @@ def _most_useful(failures: list[ConversionError]) -> ConversionError:
 # --- ONNX files ----------------------------------------------------------------------------------------------------
 
 
-def _convert_file(source: Path, job: _Job) -> Conversion:
+def _convert_file(source: Path, job: Job) -> Proven:
     from forwardpass.convert.batches import fixed_batch
     from forwardpass.convert.onnx_files import write_checked
 
@@ -229,13 +279,13 @@ def _convert_file(source: Path, job: _Job) -> Conversion:
         return _with_fixed_batch(original, num_rows, job)
     for group in job.samples.groups if job.samples is not None else ():
         original.signature.validate(_rows(group, 1))
-    if _inputs_are_batchable(original.signature):
+    if inputs_are_batchable(original.signature):
         return _checked(original, _calls(job.samples, original.signature, BATCH_SIZES), "as-is", job)
     note = "The inputs have no batch axis in common: this model runs one request at a time."
     return _checked(original, _calls(job.samples, original.signature, (1,)), "as-is", job, notes=(note,))
 
 
-def _with_fixed_batch(original: Runtime, num_rows: int, job: _Job) -> Conversion:
+def _with_fixed_batch(original: Runtime, num_rows: int, job: Job) -> Proven:
     """Make the batch dynamic if the model then answers like the original; otherwise keep it as it is, and say so."""
     from forwardpass.convert.batches import free_batch
 
@@ -259,7 +309,7 @@ def _with_fixed_batch(original: Runtime, num_rows: int, job: _Job) -> Conversion
 # --- both ----------------------------------------------------------------------------------------------------------
 
 
-def _set_opset(job: _Job) -> None:
+def _set_opset(job: Job) -> None:
     from forwardpass.convert.opset import set_opset
 
     if job.opset is not None:
@@ -267,17 +317,18 @@ def _set_opset(job: _Job) -> None:
 
 
 def _checked(
-    source: Runtime, calls: Iterable[dict[str, Array]], exporter: str, job: _Job, *, notes: tuple[str, ...] = ()
-) -> Conversion:
+    source: Runtime, calls: Iterable[dict[str, Array]], exporter: str, job: Job, *, notes: tuple[str, ...] = ()
+) -> Proven:
     """Compare the written file with its source call by call, and put right what it declares about its outputs."""
     from forwardpass.convert.onnx_files import read_opset
 
+    calls = tuple(calls)
     converted = open_runtime(Format.ONNX, str(job.out), options=RuntimeOptions())
     comparisons = check_parity(source, converted, calls, name=job.name, tolerance=job.tolerance)
     corrected = true_outputs(converted.signature, [comparison.shapes for comparison in comparisons])
     if corrected:
         declare_outputs(job.out, corrected)
-    return Conversion(
+    conversion = Conversion(
         variant=Variant(name=VARIANT_NAME, format=Format.ONNX, precision=Precision.FP32, location=str(job.out)),
         signature=_signature_of(job.out) if corrected else converted.signature,
         exporter=exporter,
@@ -286,13 +337,14 @@ def _checked(
         tolerance=job.tolerance,
         notes=notes,
     )
+    return Proven(conversion=conversion, source=source, calls=calls)
 
 
 def _signature_of(path: Path) -> Signature:
     return open_runtime(Format.ONNX, str(path), options=RuntimeOptions()).signature
 
 
-def _inputs_are_batchable(signature: Signature) -> bool:
+def inputs_are_batchable(signature: Signature) -> bool:
     """Tell whether the inputs take any number of rows; what the outputs declare is still to be checked."""
     return all(spec.shape[:1] == (BATCH_AXIS,) for spec in signature.inputs)
 
@@ -309,17 +361,20 @@ def _rows(group: SampleGroup, num_rows: int) -> dict[str, Array]:
 
 
 @contextmanager
-def _committed(out: Path) -> Iterator[Path]:
+def committed(out: Path) -> Iterator[Path]:
     """Give a path to write to, and move it to `out` if the block succeeds; otherwise nothing is left."""
-    partial = out.with_name(f".{out.name}.partial-{os.getpid()}.onnx")
+    partial = out.with_name(f".{out.stem}.partial-{os.getpid()}{out.suffix or '.onnx'}")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         yield partial
+        for companion in companions(format_of(out), partial):
+            companion.replace(out.with_suffix(companion.suffix))
         partial.replace(out)
     except OSError as error:
         if type(error).__module__ != "builtins":
             raise
         raise StorageFailed(path=str(out), reason=error.strerror or str(error)) from error
     finally:
-        for leftover in out.parent.glob(f"{partial.name}*"):
-            leftover.unlink()
+        for leftover in list(out.parent.iterdir()) if out.parent.is_dir() else []:
+            if leftover.name.startswith(partial.stem):
+                leftover.unlink()

@@ -27,7 +27,7 @@ from forwardpass.errors import (
 )
 from forwardpass.runtimes.torch import named_outputs
 
-__all__ = ["EXPORTERS", "export"]
+__all__ = ["EXPORTERS", "export", "quiet", "translated"]
 
 EXPORTERS = ("dynamo", "legacy")
 """In the order of trying. The legacy one bakes sizes in more often, but knows a few operators more."""
@@ -76,16 +76,16 @@ def export(
         first = {output: {0: "batch"} for output in outputs}
         arguments |= {"dynamo": False, "dynamic_axes": {**{t: dict(n) for t, n in axes.items()}, **first}}
     try:
-        with _quiet():
+        with quiet():
             torch.onnx.export(module, (), str(out), **arguments)
     except ModuleNotFoundError as error:
         raise MissingExtra(package=error.name or "onnxscript", extra="torch", purpose="exporting to ONNX") from error
     except Exception as error:  # the exporters raise what lies deep below them
-        raise _translated(error, name) from error
+        raise translated(error, name) from error
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep the exporter's prints, warnings and log lines to itself; its errors still come through.
 
     The older exporter prints whole graphs from C++, past `sys.stdout`: so the descriptor itself leads elsewhere.
@@ -111,7 +111,8 @@ def _quiet() -> Iterator[None]:
         logging.disable(disabled)
 
 
-def _translated(error: Exception, name: str) -> ConversionError:
+def translated(error: Exception, name: str) -> ConversionError:
+    """Put what an exporter raised into one sentence: the operator, or the line of the user's code."""
     text = "\n".join(str(link) for link in _chain(error))
     where = _user_line(error, text)
     for pattern in _UNSUPPORTED:

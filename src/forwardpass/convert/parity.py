@@ -9,7 +9,7 @@ import numpy as np
 
 from forwardpass.convert.axes import DynamicAxes
 from forwardpass.convert.shapes import SeenShapes
-from forwardpass.convert.values import ParityCheck
+from forwardpass.convert.values import OutputCheck, ParityCheck
 from forwardpass.core.protocols import Runtime
 from forwardpass.core.samples import SampleGroup, Samples
 from forwardpass.core.tensors import Array, Tensors
@@ -104,16 +104,27 @@ def _compare(source: Runtime, converted: Runtime, call: Tensors, name: str, tole
     answers = _run(converted, call, name, f"the result runs at the shape it was traced with, but not with {shapes}")
     if len(answers) != len(expected):
         raise ExportFailed(source=name, reason=f"the result has {len(answers)} outputs, the source {len(expected)}")
-    worst, num_flips = 0.0, 0
+    checks = []
     for (output, reference), answer in zip(expected.items(), answers.values(), strict=True):
         difference = relative_error(answer, reference)
         if not difference <= tolerance:
             raise ParityFailed(output=output, shape=shapes, difference=difference, tolerance=tolerance)
-        worst = max(worst, difference)
-        num_flips += _count_flips(answer, reference)
-    num_rows = len(next(iter(call.values())))
+        checks.append(
+            OutputCheck(
+                output=output,
+                difference=difference,
+                cosine=_cosine(answer, reference),
+                num_flips=_count_flips(answer, reference),
+            )
+        )
     return Comparison(
-        check=ParityCheck(shapes=shapes, difference=worst, num_rows=num_rows, num_flips=num_flips),
+        check=ParityCheck(
+            shapes=shapes,
+            difference=max((check.difference for check in checks), default=0.0),
+            num_rows=len(next(iter(call.values()))),
+            num_flips=sum(check.num_flips for check in checks),
+            outputs=tuple(checks),
+        ),
         shapes=SeenShapes(
             inputs={tensor: array.shape for tensor, array in call.items()},
             outputs={output: array.shape for output, array in answers.items()},
@@ -127,6 +138,15 @@ def _run(runtime: Runtime, call: Tensors, name: str, failure: str) -> dict[str, 
     except Exception as error:  # the runtimes' own classes share no base but this one
         hint = "A size is a constant in forward(): use tensor.shape there."
         raise ExportFailed(source=name, reason=failure, hint=hint) from error
+
+
+def _cosine(answer: Array, reference: Array) -> float:
+    """Return the cosine between two outputs, 1 where both are zero; infinite values are left out."""
+    ours, theirs = answer.astype(np.float64).ravel(), reference.astype(np.float64).ravel()
+    finite = np.isfinite(ours) & np.isfinite(theirs)
+    ours, theirs = ours[finite], theirs[finite]
+    norms = float(np.linalg.norm(ours) * np.linalg.norm(theirs))
+    return float(ours @ theirs) / norms if norms else float(np.array_equal(ours, theirs))
 
 
 def _count_flips(answer: Array, reference: Array) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-__all__ = ["BatchInvariance", "Format", "Precision", "Recipe", "Step", "Variant"]
+__all__ = ["SUFFIXES", "BatchInvariance", "Format", "Precision", "Recipe", "Step", "Variant"]
 
 
 class Format(StrEnum):
@@ -13,6 +13,27 @@ class Format(StrEnum):
 
     ONNX = "onnx"
     TORCH = "torch"
+    """A PyTorch module: code of the user's, not a file."""
+    ORT = "ort"
+    """ONNX Runtime's own flat format, whose graph is already optimised."""
+    TORCHSCRIPT = "torchscript"
+    """Legacy: PyTorch itself advises `torch.export` instead."""
+    PT2 = "pt2"
+    """A program of `torch.export`."""
+    OPENVINO = "openvino"
+    LITERT = "litert"
+    """LiteRT, the former TensorFlow Lite."""
+
+
+SUFFIXES = {
+    Format.ONNX: ".onnx",
+    Format.ORT: ".ort",
+    Format.TORCHSCRIPT: ".pt",
+    Format.PT2: ".pt2",
+    Format.OPENVINO: ".xml",
+    Format.LITERT: ".tflite",
+}
+"""How the files of a format are called."""
 
 
 class Precision(StrEnum):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from forwardpass.bundle import (
     SCHEMA_VERSION,
@@ -26,7 +26,7 @@ from forwardpass.core.tensors import Array, Signature
 from forwardpass.core.variants import BatchInvariance, Variant
 from forwardpass.core.version import VERSION
 from forwardpass.processors import open_processor, processor_files
-from forwardpass.runtimes import RuntimeOptions, open_runtime
+from forwardpass.runtimes import RuntimeOptions, companions, open_runtime
 
 __all__ = ["FLOAT_TOLERANCE", "PackingList", "VariantToPack", "pack_bundle"]
 
@@ -107,6 +107,8 @@ def _add_variant(writer: BundleWriter, item: VariantToPack, packing: PackingList
     golden = GoldenRecord(path=f"golden/{variant.name}.npz", tolerance=item.golden_tolerance)
     runtime = open_runtime(variant.format, variant.location, options=RuntimeOptions())
     writer.add_file(path, Path(variant.location))
+    for companion in companions(variant.format, Path(variant.location)):
+        writer.add_file(str(PurePosixPath(path).with_suffix(companion.suffix)), companion)
     writer.add_calls(golden.path, [runtime.run(call) for call in packing.golden_inputs])
     return BundledVariant(
         name=variant.name,

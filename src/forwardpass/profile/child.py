@@ -212,12 +212,9 @@ def _failure(error: Exception) -> Failed:
 
 def _import_runtime(command: Open) -> None:
     """Import what `open_runtime` would import first, so that loading can be timed without it."""
-    from forwardpass.core.variants import Format
+    from forwardpass.runtimes import import_runtime
 
-    if command.format is Format.ONNX:
-        import forwardpass.runtimes.onnx
-    else:
-        import forwardpass.runtimes.torch  # noqa: F401
+    import_runtime(command.format)
 
 
 def _open_runtime(command: Open) -> Runtime:

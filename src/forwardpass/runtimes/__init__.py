@@ -1,6 +1,7 @@
 """What executes a variant. Nothing else in forwardpass imports a model library to run a model."""
 
-from forwardpass.runtimes.opening import open_runtime, runtime_versions
+from forwardpass.runtimes.files import companions, format_of
+from forwardpass.runtimes.opening import import_runtime, open_runtime, runtime_versions
 from forwardpass.runtimes.options import RuntimeOptions
 
-__all__ = ["RuntimeOptions", "open_runtime", "runtime_versions"]
+__all__ = ["RuntimeOptions", "companions", "format_of", "import_runtime", "open_runtime", "runtime_versions"]

@@ -12,7 +12,7 @@ from forwardpass.core.tensors import BATCH_AXIS, Array, Dimension, Signature, Te
 from forwardpass.errors import InvalidModel, SourceNotFound
 from forwardpass.runtimes.options import RuntimeOptions
 
-__all__ = ["OnnxRuntime", "save_optimised", "session_options"]
+__all__ = ["OnnxRuntime", "save_optimised", "save_ort", "session_options"]
 
 _DTYPES = {
     "tensor(float)": "float32",
@@ -102,6 +102,20 @@ def save_optimised(source: Path, target: Path, *, level: Literal["basic", "exten
     settings = session_options(RuntimeOptions())
     settings.graph_optimization_level = _LEVELS[level]
     settings.optimized_model_filepath = str(target)
+    _session(str(source), settings, str(source))
+
+
+def save_ort(source: Path, target: Path) -> None:
+    """Write the ONNX file `source` in ONNX Runtime's own format, its graph optimised for any processor.
+
+    Raises:
+        InvalidModel: the runtime cannot load it.
+    """
+    settings = session_options(RuntimeOptions())
+    # Above this level the graph would be laid out for the processor that this runs on.
+    settings.graph_optimization_level = _LEVELS["extended"]
+    settings.optimized_model_filepath = str(target)
+    settings.add_session_config_entry("session.save_model_format", "ORT")
     _session(str(source), settings, str(source))
 
 

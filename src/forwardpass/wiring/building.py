@@ -14,6 +14,8 @@ from forwardpass.bundle import check_destination
 from forwardpass.core.measurement import Machine
 from forwardpass.core.protocols import Progress
 from forwardpass.core.samples import signature_of_samples
+from forwardpass.core.variants import Format
+from forwardpass.errors import InvalidOption
 from forwardpass.processors import open_processor
 from forwardpass.samples import load_splits
 from forwardpass.wiring.inputs import (
@@ -85,14 +87,19 @@ def convert_model(
     model: Path | str,
     *,
     out: Path | str,
+    to: str = "onnx",
     data: str | None = None,
     weights: str = "",
     opset: int | None = None,
     axes: Mapping[str, Mapping[int, str]] | None = None,
+    tolerance: float | None = None,
     trust_pickle: bool = False,
     progress: Progress = no_progress,
 ) -> Conversion:
-    """Convert a PyTorch source or an ONNX file to ONNX at `out`, kept only if it answers like its source.
+    """Convert a PyTorch source or an ONNX file to another form at `out`, kept only if it answers like its source.
+
+    `to` is `onnx`, `ort`, `pt2` (torch.export), `torchscript` (legacy) or `openvino`. `tolerance` is the greatest
+    relative error of an output, by default 1e-4.
 
     `axes` names dynamic axes whose size is the same in all samples: `{"pixels": {2: "height"}}`. The result is run at
     other sizes of them, too.
@@ -106,12 +113,29 @@ def convert_model(
         UsageError: the source or the samples cannot be used.
         ConversionError: it cannot be converted, or the result answers differently.
     """
-    from forwardpass.convert import convert_to_onnx, plain_weights
+    from forwardpass.convert import PARITY_TOLERANCE, convert, plain_weights
 
     samples = load_splits(data).calibration if data else None
     with plain_weights(weights, trust_pickle=trust_pickle) as plain:
         source = conversion_source(str(model), plain)
-        return convert_to_onnx(source, samples, out=Path(out), opset=opset, axes=axes, progress=progress)
+        return convert(
+            source,
+            samples,
+            to=_target(to),
+            out=Path(out),
+            opset=opset,
+            axes=axes,
+            tolerance=PARITY_TOLERANCE if tolerance is None else tolerance,
+            progress=progress,
+        )
+
+
+def _target(to: str) -> Format:
+    from forwardpass.convert import TARGETS
+
+    if to not in TARGETS:
+        raise InvalidOption(option="--to", value=to, expected=f"one of {', '.join(TARGETS)}")
+    return Format(to)
 
 
 def optimize_model(

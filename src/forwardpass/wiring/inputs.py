@@ -16,7 +16,7 @@ from forwardpass.core.references import is_reference, resolve_reference
 from forwardpass.core.samples import SampleSplits
 from forwardpass.core.variants import Format, Precision, Variant
 from forwardpass.errors import InvalidMetric, InvalidOption, InvalidSamples, SourceNotFound
-from forwardpass.runtimes import RuntimeOptions, open_runtime
+from forwardpass.runtimes import RuntimeOptions, format_of, open_runtime
 from forwardpass.samples import load_splits
 
 if TYPE_CHECKING:
@@ -47,9 +47,9 @@ def variants_of(model: str, *, weights: str) -> tuple[Variant, ...]:
     if is_bundle(path):
         return tuple(bundled_variants(open_bundle(path)))
     if path.is_file():
-        return (Variant(name=path.stem, format=Format.ONNX, precision=Precision.FP32, location=str(path)),)
+        return (Variant(name=path.stem, format=format_of(path), precision=Precision.FP32, location=str(path)),)
     if not is_reference(model):
-        raise SourceNotFound(path=model, expected="an ONNX file, a bundle, or 'package.module:factory'")
+        raise SourceNotFound(path=model, expected="a model file, a bundle, or 'package.module:factory'")
     return (Variant(name="source", format=Format.TORCH, precision=Precision.FP32, location=model, weights=weights),)
 
 

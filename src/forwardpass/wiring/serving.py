@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 from forwardpass.bundle import Bundle, open_bundle
 from forwardpass.core.calls import random_calls, random_tensors
 from forwardpass.core.tensors import BATCH_AXIS
-from forwardpass.core.variants import Format, Precision, Variant
+from forwardpass.core.variants import Precision, Variant
 from forwardpass.errors import ForwardpassError, InvalidOption
 from forwardpass.predict import GoldenCheck, PackingList, Predictor, VariantToPack, pack_bundle, verify_variant
-from forwardpass.runtimes import RuntimeOptions, open_runtime
+from forwardpass.runtimes import RuntimeOptions, format_of, open_runtime
 from forwardpass.wiring.inputs import bundled_variants, no_progress
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ __all__ = ["Inspection", "inspect_bundle", "load", "run_server", "serve_model"]
 NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9._-]")
 NUM_QUICK_ROWS = 4
 QUICK_AUDIT_S = 1.0
-"""For a bare ONNX file: how much of the start is spent on finding out whether its rows interfere."""
+"""For a bare model file: how much of the start is spent on finding out whether its rows interfere."""
 
 
 def load(bundle: Path | str, *, variant: str | None = None, num_threads: int = 1) -> Predictor:
@@ -76,10 +76,10 @@ def inspect_bundle(bundle: Path | str) -> Inspection:
 def serve_model(
     *models: Path | str, settings: ServeSettings | None = None, repository: Path | str | None = None
 ) -> None:
-    """Serve bundles, folders of their versions, or bare ONNX files, until SIGTERM or SIGINT.
+    """Serve bundles, folders of their versions, or bare model files, until SIGTERM or SIGINT.
 
     A folder whose subfolders 1, 2, 3 … are bundles serves the newest; `repository` is a folder of such folders, whose
-    models can be loaded and unloaded while the server runs. An ONNX file becomes a temporary bundle named after it; it
+    models can be loaded and unloaded while the server runs. A model file becomes a temporary bundle named after it; it
     is audited before it serves, and profiled in the background while it does.
 
     Raises:
@@ -153,10 +153,10 @@ def _check_names(configs: Sequence[ModelConfig]) -> None:
 
 
 def _quick_bundle(model: Path, destination: Path) -> Bundle:
-    """Pack a bare ONNX file with made-up golden inputs, after a short audit of whether its rows interfere."""
+    """Pack a bare model file with made-up golden inputs, after a short audit of whether its rows interfere."""
     from forwardpass.profile import audit_invariance, describe_machine
 
-    variant = Variant(name="as-is", format=Format.ONNX, precision=Precision.FP32, location=str(model))
+    variant = Variant(name="as-is", format=format_of(model), precision=Precision.FP32, location=str(model))
     runtime = open_runtime(variant.format, variant.location, options=RuntimeOptions())
     signature = runtime.signature
     sizes = {BATCH_AXIS: NUM_QUICK_ROWS} if signature.is_batchable else {}

@@ -1,0 +1,213 @@
+"""From a source to any form: written by that form's own library, run by its own runtime, held against the source."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from forwardpass.convert.axes import DynamicAxes, dynamic_axes
+from forwardpass.convert.converting import (
+    PARITY_TOLERANCE,
+    Job,
+    Proven,
+    committed,
+    convert_to_onnx,
+    example_call,
+    fitting_samples,
+    open_source,
+    prove_onnx,
+    source_left_as_found,
+    source_name,
+    with_recipe,
+)
+from forwardpass.convert.parity import BATCH_SIZES, check_parity, named_axis_calls, shape_grid
+from forwardpass.convert.shapes import SeenShapes, Shape, true_outputs
+from forwardpass.convert.values import Conversion, TorchSource
+from forwardpass.core.protocols import Progress, Runtime
+from forwardpass.core.samples import Samples
+from forwardpass.core.tensors import Array, Signature, TensorSpec
+from forwardpass.core.variants import SUFFIXES, Format, Precision, Variant
+from forwardpass.errors import ConversionError, DataDependentControlFlow, InvalidOption
+from forwardpass.runtimes import RuntimeOptions, open_runtime
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from forwardpass.runtimes.torch import TorchRuntime
+
+__all__ = ["TARGETS", "convert"]
+
+TARGETS = (
+    Format.ONNX,
+    Format.ORT,
+    Format.PT2,
+    Format.TORCHSCRIPT,
+    Format.OPENVINO,
+)
+"""What can be converted to."""
+
+FROM_TORCH = (Format.PT2, Format.TORCHSCRIPT)
+LEGACY_NOTE = "TorchScript is legacy: PyTorch has deprecated it for torch.export. Prefer --to pt2, or ONNX."
+
+
+def convert(
+    source: TorchSource | nn.Module | Path,
+    samples: Samples | None,
+    *,
+    to: Format,
+    out: Path,
+    opset: int | None = None,
+    axes: DynamicAxes | None = None,
+    tolerance: float = PARITY_TOLERANCE,
+    progress: Progress,
+) -> Conversion:
+    """Write `source` in the format `to` at `out`, if it then answers like the source over a grid of shapes.
+
+    ONNX Runtime's and OpenVINO's forms come from an ONNX file that is proved first, and is not kept; PyTorch's own
+    forms come from the module.
+
+    Raises:
+        ConversionError: it cannot be converted, or the result does not run or answer the same at some shape.
+        UsageError: the source, its weights or the samples cannot be used, or the name of `out` does not fit.
+        MissingExtra: the library of the format is not installed.
+        StorageFailed: `out` cannot be written.
+    """
+    _check_name(out, to)
+    if to is Format.ONNX:
+        return convert_to_onnx(source, samples, out=out, opset=opset, axes=axes, tolerance=tolerance, progress=progress)
+    with committed(out) as partial, source_left_as_found(source):
+        job = Job(
+            name=source_name(source),
+            samples=samples,
+            out=partial,
+            opset=opset,
+            axes=axes or {},
+            tolerance=tolerance,
+            progress=progress,
+        )
+        conversion = _from_torch(source, to, job) if to in FROM_TORCH else _from_onnx(source, to, job)
+    return with_recipe(conversion, out)
+
+
+def _check_name(out: Path, to: Format) -> None:
+    """Refuse a name that would be taken for another format later."""
+    suffix = SUFFIXES[to]
+    if to is not Format.ONNX and out.suffix != suffix:
+        raise InvalidOption(option="--out", value=str(out), expected=f"a name that ends with {suffix}, for {to.value}")
+
+
+# --- PyTorch's own forms -------------------------------------------------------------------------------------------
+
+
+def _from_torch(source: TorchSource | nn.Module | Path, to: Format, job: Job) -> Conversion:
+    if isinstance(source, Path):
+        expected = f"a PyTorch source: nothing turns an ONNX file into {to.value}"
+        raise InvalidOption(option="MODEL", value=str(source), expected=expected)
+    runtime = open_source(source)
+    samples = fitting_samples(runtime, job.samples, job.name)
+    axes = dynamic_axes(samples, job.axes)
+    calls = [*shape_grid(samples), *named_axis_calls(runtime, samples, job.axes, name=job.name)]
+    job.progress(f"writing {to.value}", done=0.3)
+    signature = _signature(runtime, samples, axes)
+    _write_from_torch(runtime, to, example_call(samples), axes, signature, job)
+    conversion = _checked(runtime, calls, to, job, exporter=_exporter(to), signature=signature)
+    return replace(conversion, notes=(LEGACY_NOTE,)) if to is Format.TORCHSCRIPT else conversion
+
+
+def _exporter(to: Format) -> str:
+    return "torch.export" if to is Format.PT2 else "torch.jit.trace"
+
+
+def _write_from_torch(
+    runtime: TorchRuntime, to: Format, example: dict[str, Array], axes: DynamicAxes, signature: Signature, job: Job
+) -> None:
+    from forwardpass.convert.torch_forms import check_axes, save_program, save_script, traced_program
+
+    if to is Format.PT2:
+        program = traced_program(runtime.module, example, axes, name=job.name)
+        check_axes(program, axes, name=job.name)
+        save_program(program, job.out, signature)
+        return
+    try:
+        traced_program(runtime.module, example, axes, name=job.name)
+    except DataDependentControlFlow:
+        raise  # TorchScript would record the branch that the example takes, and lose the other
+    except ConversionError:
+        pass  # what torch.export cannot trace for another reason, the older tracer may
+    save_script(runtime.module, example, job.out, signature, name=job.name)
+
+
+def _signature(runtime: TorchRuntime, samples: Samples, axes: DynamicAxes) -> Signature:
+    """Describe the source: its inputs by the names of their axes, its outputs by two runs of different sizes."""
+    inputs = tuple(
+        TensorSpec(
+            name=name,
+            dtype=array.dtype.name,
+            shape=tuple(axes[name].get(axis, size) for axis, size in enumerate(array.shape)),
+        )
+        for name, array in samples.groups[0].inputs.items()
+    )
+    runs = [(call, runtime.run(call)) for call in shape_grid(samples, batch_sizes=BATCH_SIZES[1:3])]
+    outputs = tuple(
+        TensorSpec(name=name, dtype=array.dtype.name, shape=array.shape) for name, array in runs[0][1].items()
+    )
+    declared = Signature(inputs=inputs, outputs=outputs)
+    seen = [SeenShapes(inputs=_sizes(call), outputs=_sizes(answers)) for call, answers in runs]
+    return _with_outputs(declared, true_outputs(declared, seen))
+
+
+def _sizes(tensors: dict[str, Array]) -> dict[str, tuple[int, ...]]:
+    return {name: array.shape for name, array in tensors.items()}
+
+
+def _with_outputs(signature: Signature, shapes: dict[str, Shape]) -> Signature:
+    outputs = tuple(replace(spec, shape=shapes.get(spec.name, spec.shape)) for spec in signature.outputs)
+    return replace(signature, outputs=outputs)
+
+
+# --- forms that come from ONNX -------------------------------------------------------------------------------------
+
+
+def _from_onnx(source: TorchSource | nn.Module | Path, to: Format, job: Job) -> Conversion:
+    with tempfile.TemporaryDirectory(prefix="forwardpass-convert-") as folder:
+        proven = prove_onnx(source, replace(job, out=Path(folder) / "model.onnx"))
+        job.progress(f"writing {to.value}", done=0.9)
+        _write_from_onnx(Path(proven.conversion.variant.location), to, proven, job)
+        exporter = f"{proven.conversion.exporter} + {to.value}"
+        conversion = _checked(
+            proven.source, proven.calls, to, job, exporter=exporter, signature=proven.conversion.signature
+        )
+    return replace(conversion, opset=proven.conversion.opset, notes=proven.conversion.notes)
+
+
+def _write_from_onnx(model: Path, to: Format, proven: Proven, job: Job) -> None:
+    if to is Format.ORT:
+        from forwardpass.runtimes.onnx import save_ort
+
+        save_ort(model, job.out)
+    else:
+        from forwardpass.convert.ir import save_ir
+
+        save_ir(model, job.out, proven.conversion.signature, name=job.name)
+
+
+# --- both ----------------------------------------------------------------------------------------------------------
+
+
+def _checked(
+    source: Runtime, calls: Iterable[dict[str, Array]], to: Format, job: Job, *, exporter: str, signature: Signature
+) -> Conversion:
+    """Run the written file with its own runtime, and hold it against the source call by call."""
+    converted = open_runtime(to, str(job.out), options=RuntimeOptions())
+    comparisons = check_parity(source, converted, calls, name=job.name, tolerance=job.tolerance)
+    return Conversion(
+        variant=Variant(name=f"{to.value}-fp32", format=to, precision=Precision.FP32, location=str(job.out)),
+        signature=signature,
+        exporter=exporter,
+        opset=None,
+        parity=tuple(comparison.check for comparison in comparisons),
+        tolerance=job.tolerance,
+    )

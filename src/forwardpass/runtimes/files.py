@@ -1,0 +1,38 @@
+"""Telling the formats of model files apart, and which files belong to one, without any of the libraries."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+
+from forwardpass.core.variants import SUFFIXES, Format
+
+__all__ = ["companions", "format_of"]
+
+_BY_SUFFIX = {suffix: format for format, suffix in SUFFIXES.items() if format is not Format.TORCHSCRIPT}  # noqa: A001
+
+
+def format_of(path: Path) -> Format:
+    """Tell the format of a model file: by its name, and for PyTorch's archives by what is in them.
+
+    A file of no known name is taken for ONNX, whose runtime then says what is wrong with it.
+    """
+    by_name = _BY_SUFFIX.get(path.suffix.lower())
+    if by_name is not None:
+        return by_name
+    return _format_of_archive(path) or Format.ONNX
+
+
+def companions(format: Format, location: Path) -> tuple[Path, ...]:  # noqa: A002
+    """Return the files that a model file needs beside it: the weights of OpenVINO IR."""
+    return (location.with_suffix(".bin"),) if format is Format.OPENVINO else ()
+
+
+def _format_of_archive(path: Path) -> Format | None:
+    if not zipfile.is_zipfile(path):
+        return None
+    with zipfile.ZipFile(path) as archive:
+        members = {name.partition("/")[2] for name in archive.namelist()}
+    if "models/model.json" in members:
+        return Format.PT2
+    return Format.TORCHSCRIPT if any(name.startswith("code/") for name in members) else None
