@@ -14,6 +14,7 @@ from forwardpass.core.version import VERSION as __version__
 if TYPE_CHECKING:
     from forwardpass.client import AsyncClient, Client
     from forwardpass.core.slo import QualityFloor, Slo
+    from forwardpass.lean import LeanSettings, PruneSettings, SparsitySettings, StudentSettings, TrainSettings
     from forwardpass.loadtest import Arrivals, LoadSettings, Scenario, TargetSettings
     from forwardpass.optimize import OptimizeSettings
     from forwardpass.predict import Predictor
@@ -35,15 +36,20 @@ _HOMES = {
     "Arrivals": "forwardpass.loadtest",
     "AsyncClient": "forwardpass.client",
     "Client": "forwardpass.client",
+    "LeanSettings": "forwardpass.lean",
     "LoadSettings": "forwardpass.loadtest",
     "OptimizeSettings": "forwardpass.optimize",
     "Predictor": "forwardpass.predict",
     "ProfileSettings": "forwardpass.profile",
+    "PruneSettings": "forwardpass.lean",
     "QualityFloor": "forwardpass.core.slo",
     "Scenario": "forwardpass.loadtest",
     "ServeSettings": "forwardpass.serve",
     "Slo": "forwardpass.core.slo",
+    "SparsitySettings": "forwardpass.lean",
+    "StudentSettings": "forwardpass.lean",
     "TargetSettings": "forwardpass.loadtest",
+    "TrainSettings": "forwardpass.lean",
     "convert_model": "forwardpass.wiring",
     "find_capacity": "forwardpass.wiring",
     "inspect_bundle": "forwardpass.wiring",
@@ -59,15 +65,20 @@ __all__ = [
     "Arrivals",
     "AsyncClient",
     "Client",
+    "LeanSettings",
     "LoadSettings",
     "OptimizeSettings",
     "Predictor",
     "ProfileSettings",
+    "PruneSettings",
     "QualityFloor",
     "Scenario",
     "ServeSettings",
     "Slo",
+    "SparsitySettings",
+    "StudentSettings",
     "TargetSettings",
+    "TrainSettings",
     "__version__",
     "convert_model",
     "find_capacity",

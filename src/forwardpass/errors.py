@@ -16,6 +16,7 @@ HTTP status codes are not here: the command line and the server map the branches
     │   ├── InvalidConfig
     │   ├── InvalidPipelines
     │   ├── InvalidKeyFile
+    │   ├── InvalidStudent
     │   └── InvalidModel
     ├── BundleError              a bundle that cannot be trusted or understood
     │   ├── BundleNotFound
@@ -27,6 +28,7 @@ HTTP status codes are not here: the command line and the server map the branches
     │   ├── OpsetUnavailable
     │   ├── ExportFailed
     │   │   └── DataDependentControlFlow
+    │   ├── CannotPrune
     │   ├── NothingGained
     │   ├── NothingToQuantise
     │   └── ParityFailed
@@ -70,6 +72,7 @@ __all__ = [
     "BundleDamaged",
     "BundleError",
     "BundleNotFound",
+    "CannotPrune",
     "ChildFailed",
     "ConversionError",
     "DataDependentControlFlow",
@@ -89,6 +92,7 @@ __all__ = [
     "InvalidPipelines",
     "InvalidReference",
     "InvalidSamples",
+    "InvalidStudent",
     "MalformedRequest",
     "MissingExtra",
     "ModelNotServed",
@@ -266,6 +270,18 @@ class InvalidModel(UsageError, ValueError):
         super().__init__(f"Cannot load the model '{path}': {reason}.")
 
 
+class InvalidStudent(UsageError, ValueError):
+    """A network that cannot learn from its teacher."""
+
+    slug = "invalid-student"
+
+    def __init__(self, *, student: str, reason: str, hint: str) -> None:
+        self.student = student
+        self.reason = reason
+        self.hint = hint
+        super().__init__(f"'{student}' cannot be taught by the source: {reason}. {hint}")
+
+
 # --- bundles -------------------------------------------------------------------------------------------------------
 
 
@@ -396,6 +412,19 @@ class DataDependentControlFlow(ExportFailed):
             reason="its control flow depends on the values of a tensor" + (f" at {location}" if location else ""),
             hint="Use torch.where or torch.cond instead of Python's if, or move the decision out of the model.",
         )
+
+
+class CannotPrune(ConversionError):
+    """A model whose channels cannot be followed, or none of which can go."""
+
+    slug = "cannot-prune"
+
+    def __init__(self, *, model: str, reason: str, hint: str = "") -> None:
+        self.model = model
+        self.reason = reason
+        self.hint = hint
+        advice = hint or "Try --distill with a smaller student of your own, which needs no tracing."
+        super().__init__(f"Cannot prune '{model}': {reason}. {advice}")
 
 
 class NothingToQuantise(ConversionError):

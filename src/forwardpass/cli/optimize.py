@@ -10,6 +10,7 @@ from forwardpass.cli.options import (
     data_option,
     dynamic_axes,
     json_option,
+    lean_options,
     model_argument,
     quality_options,
     source_options,
@@ -27,6 +28,7 @@ __all__ = ["command"]
 @source_options
 @conversion_options
 @quality_options
+@lean_options
 @click.option("--quick", is_flag=True, help="Shorter measurements.")
 @json_option
 def command(
@@ -43,6 +45,14 @@ def command(
     max_drop: str,
     target: str,
     slo: str | None,
+    prune: str | None,
+    sparsity: str | None,
+    sparsity_per_layer: bool,
+    distill: str | None,
+    train_data: str,
+    epochs: int,
+    learning_rate: float,
+    seed: int,
     quick: bool,
     as_json: bool,
 ) -> None:
@@ -50,16 +60,29 @@ def command(
 
     Variants: graph optimisation, FP16 storage, INT8 dynamic, INT8 static, and both smoothed (SmoothQuant).
     A variant is kept only if its score stays above the floor on the validation split; the table quotes the test split,
-    which the search never sees.
+    which the search never sees. --prune, --sparsity and --distill change the network itself (PyTorch sources only) and
+    train it with the source as its teacher; labels help and are not needed.
 
     \b
     Example:
       forwardpass optimize shop.models:build --weights w.safetensors --data samples.npz --out variants
+      forwardpass optimize shop.models:build --weights w.safetensors --data samples.npz --out variants --prune 50%
+      forwardpass optimize shop.models:build --weights w.safetensors --data samples.npz --out variants --distill layers=2
     """
-    from forwardpass.cli.settings import optimize_settings
+    from forwardpass.cli.settings import lean_settings, optimize_settings
     from forwardpass.wiring import optimize_model
 
     settings = optimize_settings(max_drop=max_drop, target=target, slo=slo, quick=quick)
+    lean = lean_settings(
+        prune=prune,
+        sparsity=sparsity,
+        per_layer=sparsity_per_layer,
+        distill=distill,
+        train_data=train_data,
+        epochs=epochs,
+        learning_rate=learning_rate,
+        seed=seed,
+    )
     with shown_progress() as progress:
         result = optimize_model(
             model,
@@ -72,6 +95,7 @@ def command(
             opset=opset,
             axes=dynamic_axes(dynamic),
             trust_pickle=trust_pickle,
+            lean=lean,
             progress=progress,
         )
     if as_json:

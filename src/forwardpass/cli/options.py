@@ -18,6 +18,7 @@ __all__ = [
     "data_option",
     "dynamic_axes",
     "json_option",
+    "lean_options",
     "model_argument",
     "quality_options",
     "source_options",
@@ -125,6 +126,45 @@ def quality_options(function: Command) -> Command:
             help="What the chosen variant should be best at.",
         ),
         click.option("--slo", default=None, metavar="TARGET", help="Latency target, such as p95=50ms."),
+    )
+    return _apply(function, options)
+
+
+def lean_options(function: Command) -> Command:
+    """Which leaner networks are made, and how they are trained."""
+    options = (
+        click.option(
+            "--prune",
+            default=None,
+            metavar="SHARE",
+            help="Take channels away until this share of the multiply-adds is gone (50%), or as many as --max-drop "
+            "allows ('floor').",
+        ),
+        click.option(
+            "--sparsity",
+            default=None,
+            metavar="SHARE",
+            help="Set this share of the weights to zero (80%). The file compresses better; no CPU runtime is faster.",
+        ),
+        click.option(
+            "--sparsity-per-layer", is_flag=True, help="Count --sparsity in each layer, not over the network."
+        ),
+        click.option(
+            "--distill",
+            default=None,
+            metavar="STUDENT",
+            help="Teach a smaller network: layers=2 (that many of the source's layers), width=50%, both with a comma, "
+            "or package.module:factory of your own.",
+        ),
+        click.option(
+            "--train-data",
+            default="",
+            metavar="SAMPLES",
+            help="What pruned and distilled networks learn from; labels are optional. Default: the calibration split.",
+        ),
+        click.option("--epochs", type=click.IntRange(min=1), default=40, show_default=True, help="Of that training."),
+        click.option("--learning-rate", type=float, default=1e-3, show_default=True, help="Of that training."),
+        click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of that training."),
     )
     return _apply(function, options)
 

@@ -63,8 +63,11 @@ def optimize_model(
     workdir: Path,
     settings: OptimizeSettings,
     progress: Progress,
+    also: Sequence[Variant] = (),
 ) -> Optimization:
     """Make and measure variants of `baseline`, the ONNX form of `source`, and choose one.
+
+    `also` are variants that were made before, such as a pruned network: they are measured and judged like the others.
 
     The search sees the calibration and validation splits; the test split is scored once, for the report. A candidate
     that cannot be made or run is reported as failed and does not stop the others.
@@ -87,6 +90,7 @@ def optimize_model(
     workshop = Workshop(baseline=baseline, calibration=calibration, folder=workdir, reduce_range=int8_saturates())
     try:
         entries += _make_all(workshop, progress)
+        entries += [_Entry(variant=variant) for variant in also]
         _score_all(entries, scorer, progress, needed=needed)
         entries += _make_mixed(workshop, entries, scorer, _floor(entries[0], metric, settings), progress)
     finally:

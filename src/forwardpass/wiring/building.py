@@ -27,9 +27,11 @@ from forwardpass.wiring.inputs import (
     source_key,
     variants_of,
 )
+from forwardpass.wiring.leaner import lean_variants
 
 if TYPE_CHECKING:
     from forwardpass.convert import Conversion
+    from forwardpass.lean import LeanSettings
     from forwardpass.optimize import Optimization, OptimizeSettings
     from forwardpass.profile import ProfileSettings, VariantProfile
     from forwardpass.ship import Shipment
@@ -150,12 +152,14 @@ def optimize_model(
     opset: int | None = None,
     axes: Mapping[str, Mapping[int, str]] | None = None,
     trust_pickle: bool = False,
+    lean: LeanSettings | None = None,
     progress: Progress = no_progress,
 ) -> Optimization:
     """Make leaner variants of a model in the folder `out`, measure each beside the source, and choose one.
 
     `metric` is the name of a built-in metric or a `package.module:function` of yours (see `core.metrics.user_metric`),
-    for which `higher_is_better` counts. `ship_model` does the same and goes on to a bundle.
+    for which `higher_is_better` counts. `lean` asks for pruned and distilled networks, too. `ship_model` does the same
+    and goes on to a bundle.
 
     >>> import forwardpass
     >>> settings = forwardpass.OptimizeSettings(
@@ -176,6 +180,7 @@ def optimize_model(
 
     splits = load_splits(data)
     chosen_metric = resolve_metric(metric, splits, higher_is_better=higher_is_better)
+    chosen_settings = settings or OptimizeSettings()
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     with plain_weights(weights, trust_pickle=trust_pickle) as plain:
@@ -183,15 +188,27 @@ def optimize_model(
         conversion = convert_to_onnx(
             source, splits.calibration, out=folder / "onnx-fp32.onnx", opset=opset, axes=axes, progress=progress
         )
-        return optimize(
-            source_variant(source, conversion),
-            conversion.variant,
+        with lean_variants(
+            source,
             splits,
             chosen_metric,
-            workdir=folder,
-            settings=settings or OptimizeSettings(),
+            folder=folder,
+            floor=chosen_settings.floor,
+            settings=lean,
+            opset=opset,
+            axes=axes,
             progress=progress,
-        )
+        ) as leaner:
+            return optimize(
+                source_variant(source, conversion),
+                conversion.variant,
+                splits,
+                chosen_metric,
+                workdir=folder,
+                settings=chosen_settings,
+                also=leaner,
+                progress=progress,
+            )
 
 
 def ship_model(

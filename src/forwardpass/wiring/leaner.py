@@ -1,0 +1,73 @@
+"""Pruned and distilled networks on the way into a search."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from forwardpass.core.metrics import Metric
+from forwardpass.core.protocols import Progress
+from forwardpass.core.samples import SampleSplits
+from forwardpass.core.slo import QualityFloor
+from forwardpass.core.variants import Variant
+from forwardpass.errors import CannotPrune
+from forwardpass.samples import load_samples
+
+if TYPE_CHECKING:
+    from forwardpass.convert import TorchSource
+    from forwardpass.lean import LeanSettings
+
+__all__ = ["lean_variants"]
+
+
+@contextmanager
+def lean_variants(
+    source: TorchSource | Path,
+    splits: SampleSplits,
+    metric: Metric,
+    *,
+    folder: Path,
+    floor: QualityFloor,
+    settings: LeanSettings | None,
+    opset: int | None,
+    axes: Mapping[str, Mapping[int, str]] | None,
+    progress: Progress,
+) -> Iterator[tuple[Variant, ...]]:
+    """Make what is asked for; the checkpoints of its trainings are removed when the block has come to its end.
+
+    Raises:
+        CannotPrune: the source is an ONNX file, which holds a graph and not the network.
+        InvalidSamples: a sample to learn from is also in the validation or test split.
+    """
+    if settings is None or settings.is_empty:
+        yield ()
+        return
+    if isinstance(source, Path):
+        raise CannotPrune(
+            model=str(source),
+            reason="pruning and distillation train the network, and an ONNX file holds a finished graph",
+            hint="Name the PyTorch source: package.module:factory with --weights.",
+        )
+    from forwardpass.lean.variants import LeanWork, make_lean_variants
+    from forwardpass.runtimes.torch import load_module
+
+    lessons = splits.calibration
+    if settings.train_data:
+        lessons = load_samples(settings.train_data)
+        replace(splits, calibration=lessons).check_disjoint(origin=settings.train_data)
+    work = LeanWork(
+        teacher=load_module(source.reference, weights=source.weights),
+        splits=splits,
+        lessons=lessons,
+        metric=metric,
+        floor=floor,
+        settings=settings,
+        folder=folder,
+        opset=opset,
+        axes=axes,
+    )
+    yield make_lean_variants(work, progress=progress)
+    work.tidy()
