@@ -66,8 +66,8 @@ def command(
     \b
     Example:
       forwardpass optimize shop.models:build --weights w.safetensors --data samples.npz --out variants
-      forwardpass optimize shop.models:build --weights w.safetensors --data samples.npz --out variants --prune 50%
-      forwardpass optimize shop.models:build --weights w.safetensors --data samples.npz --out variants --distill layers=2
+      forwardpass optimize shop.models:build --data samples.npz --out variants --prune 50% --max-drop 2%
+      forwardpass optimize shop.models:build --data samples.npz --out variants --distill layers=2
     """
     from forwardpass.cli.settings import lean_settings, optimize_settings
     from forwardpass.wiring import optimize_model

@@ -43,7 +43,7 @@ def channel_levels(num_channels: int, *, round_to: int, max_levels: int) -> tupl
     """Return the channel counts that a group is tried at, in descending order: multiples of `round_to`, never none.
 
     >>> channel_levels(64, round_to=8, max_levels=3)
-    (48, 32, 8)
+    (40, 24, 8)
     >>> channel_levels(20, round_to=8, max_levels=7)
     (16, 8)
     >>> channel_levels(8, round_to=8, max_levels=7)
