@@ -59,18 +59,23 @@ def scores(module: nn.Module, samples: Samples) -> torch.Tensor:
     return returned["scores"] if isinstance(returned, dict) else returned
 
 
+def weights(module: nn.Module, name: str) -> torch.Tensor:
+    weight = module.get_submodule(name).weight
+    assert isinstance(weight, torch.Tensor)
+    return weight
+
+
 def test_a_pruned_network_answers_like_the_original_with_the_lost_channels_silenced() -> None:
     """The oracle zeroes what reads the channels, in the full network, and knows nothing of dependency graphs."""
     original = lean_modules.build().eval()
     pruned, reason = without_channels(original, "inner.0", 16, example_of(pixels()))
     assert reason == ""
-    kept = pruned.get_submodule("inner.0").weight  # type: ignore[union-attr]
-    full = original.get_submodule("inner.0").weight  # type: ignore[union-attr]
-    lost = [row for row in range(32) if not any(torch.equal(full[row], it) for it in kept)]  # type: ignore[index]
+    kept, full = weights(pruned, "inner.0"), weights(original, "inner.0")
+    lost = [row for row in range(32) if not any(torch.equal(full[row], it) for it in kept)]
     assert len(lost) == 16
     silenced = copy.deepcopy(original)
     with torch.no_grad():
-        silenced.get_submodule("inner.2").weight[:, lost] = 0  # type: ignore[union-attr, index, operator]
+        weights(silenced, "inner.2")[:, lost] = 0
     torch.testing.assert_close(scores(pruned, pixels()), scores(silenced, pixels()), rtol=1e-5, atol=1e-6)
     assert not torch.allclose(scores(pruned, pixels()), scores(original, pixels()), atol=1e-4)
 
@@ -80,10 +85,10 @@ def test_the_channels_of_a_skip_connection_go_together_and_those_of_the_output_s
     before = scores(module, pixels()).clone()
     pruning = prune_module(module, pixels(), settings=PruneSettings(share=0.7), progress=silent)
     small = pruning.module
-    width = small.get_submodule("head").in_features  # type: ignore[union-attr]
-    assert small.get_submodule("stem.0").out_channels == width  # type: ignore[union-attr]
-    assert small.get_submodule("inner.2").out_channels == width  # type: ignore[union-attr]
-    assert small.get_submodule("depthwise").groups == width  # type: ignore[union-attr]
+    width = small.get_submodule("head").in_features
+    assert small.get_submodule("stem.0").out_channels == width
+    assert small.get_submodule("inner.2").out_channels == width
+    assert small.get_submodule("depthwise").groups == width
     assert pruning.num_multiply_adds <= 0.3 * pruning.num_multiply_adds_before
     assert all(group.num_channels % 8 == 0 < group.num_channels for group in pruning.groups)
     assert [(it.name, it.reason) for it in pruning.skipped] == [
