@@ -11,7 +11,8 @@ from forwardpass.errors import InvalidOption
 __all__ = ["LeanSettings", "PruneSettings", "SparsitySettings", "StudentSettings", "TrainSettings"]
 
 FLOOR = "floor"
-_STUDENT = re.compile(r"(?:layers=(?P<layers>\d{1,4}))?(?:(?<=\d),)?(?:width=(?P<width>\d{1,2}(?:\.\d+)?)%)?", re.ASCII)
+_LAYERS, _WIDTH = r"layers=(?P<layers>\d{1,4})", r"width=(?P<width>\d{1,2}(?:\.\d+)?)%"
+_STUDENT = re.compile(rf"(?:{_LAYERS}(?:,(?!$)|$))?(?:{_WIDTH})?", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
