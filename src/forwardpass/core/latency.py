@@ -10,6 +10,8 @@ __all__ = ["LatencyEstimate", "LatencyPoint", "LatencyTable"]
 
 SMOOTHING = 1 / 8
 DEVIATION_SMOOTHING = 1 / 4
+NUM_SEEN_IN_TABLE = 4
+"""For how many observations the word of a table counts, when the first real one comes in."""
 NUM_DEVIATIONS = 2.0
 """As TCP estimates round trips (RFC 6298): a running mean and mean deviation need no history and forget old load."""
 
@@ -105,6 +107,10 @@ class LatencyEstimate:
         bucket = _bucket(num_rows)
         if bucket in of_size:
             of_size[bucket].add(num_rows, seconds)
+        elif self._table is not None:
+            expected_s = self._bias * _from_table(self._table, num_rows, row_size)
+            of_size[bucket] = _Seen(num_rows, expected_s, expected_s / 4, num_seen=NUM_SEEN_IN_TABLE)
+            of_size[bucket].add(num_rows, seconds)
         else:
             of_size[bucket] = _Seen(num_rows, seconds)
         if self._table is not None:
@@ -135,20 +141,24 @@ class LatencyEstimate:
 class _Seen:
     """Batches of about one size: running means of their rows and seconds, and of how far the seconds deviate."""
 
-    __slots__ = ("deviation_s", "mean_s", "num_rows")
+    __slots__ = ("deviation_s", "mean_s", "num_rows", "num_seen")
 
-    def __init__(self, num_rows: float, mean_s: float, deviation_s: float | None = None) -> None:
+    def __init__(self, num_rows: float, mean_s: float, deviation_s: float | None = None, *, num_seen: int = 1) -> None:
         self.num_rows = float(num_rows)
         self.mean_s = mean_s
         self.deviation_s = mean_s / 2 if deviation_s is None else deviation_s
+        self.num_seen = num_seen
 
     def add(self, num_rows: int, seconds: float) -> None:
-        self.deviation_s += DEVIATION_SMOOTHING * (abs(seconds - self.mean_s) - self.deviation_s)
-        self.mean_s += SMOOTHING * (seconds - self.mean_s)
-        self.num_rows += SMOOTHING * (num_rows - self.num_rows)
+        """Take note of one more; of the first few each counts alike, so that a slow first one is soon outweighed."""
+        self.num_seen += 1
+        share = max(SMOOTHING, 1 / self.num_seen)
+        self.deviation_s += max(DEVIATION_SMOOTHING, share) * (abs(seconds - self.mean_s) - self.deviation_s)
+        self.mean_s += share * (seconds - self.mean_s)
+        self.num_rows += share * (num_rows - self.num_rows)
 
     def times(self, factor: float) -> _Seen:
-        return _Seen(self.num_rows, factor * self.mean_s, factor * self.deviation_s)
+        return _Seen(self.num_rows, factor * self.mean_s, factor * self.deviation_s, num_seen=self.num_seen)
 
     @property
     def safe_s(self) -> float:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
 from forwardpass.core.version import VERSION
-from forwardpass.errors import ForwardpassError, NotFound, RequestError
+from forwardpass.errors import ForwardpassError, NotFound, Overloaded, RequestError
 from forwardpass.serve.auth import Gate, Scope
 from forwardpass.serve.compression import decompress
 from forwardpass.serve.control import ControlRoutes
@@ -19,11 +20,16 @@ from forwardpass.serve.http import Exchange, Response
 from forwardpass.serve.predicting import PredictRoutes
 from forwardpass.serve.repository import Repository
 from forwardpass.serve.responses import error_response, json_response, message_response, not_allowed
-from forwardpass.serve.rest import EXTENSIONS, InferRoutes
+from forwardpass.serve.rest import EXTENSIONS, InferRoutes, header_timeout_s
 from forwardpass.serve.served import Served
 from forwardpass.serve.tracing import Tracer
 
 __all__ = ["Application", "Endpoint"]
+
+MAX_WAITED_SHARE = 0.5
+"""Of its time: a request that has waited longer to be read is refused unread, which leaves time for those behind it."""
+UNREAD = Overloaded(retry_after_s=1.0, reason="requests come faster than they can be read")
+TOO_BUSY = error_response(UNREAD)
 
 log = logging.getLogger("forwardpass.serve")
 
@@ -36,6 +42,8 @@ class Endpoint:
 
     handler: Handler
     scope: Scope | None
+    is_too_late: Callable[[Exchange], bool] | None = None
+    """Whether a request has waited so long to be read that its answer is of no use."""
 
 
 class Application:
@@ -106,7 +114,11 @@ class Application:
                 f"{base}/ready": {b"GET": Endpoint(partial(self._model_ready, model, version), None)},
                 f"{base}/config": {b"GET": Endpoint(partial(self._infer.config, model, version), Scope.READ)},
                 f"{base}/stats": {b"GET": Endpoint(partial(self._metrics.statistics, model, version), Scope.READ)},
-                f"{base}/infer": {b"POST": Endpoint(partial(self._infer.infer, model, version), Scope.INFER)},
+                f"{base}/infer": {
+                    b"POST": Endpoint(
+                        partial(self._infer.infer, model, version), Scope.INFER, partial(_is_too_late, model)
+                    )
+                },
                 f"{friendly}/predict": {b"POST": Endpoint(partial(self._predict.predict, model, version), Scope.INFER)},
             }
         return routes
@@ -123,6 +135,8 @@ class Application:
             self._gate.check(exchange.headers, endpoint.scope)
         except RequestError as error:
             return error_response(error)
+        if exchange.waited_s and endpoint.is_too_late is not None and endpoint.is_too_late(exchange):
+            return TOO_BUSY
         return None
 
     def handle(self, exchange: Exchange) -> None:
@@ -195,6 +209,17 @@ class Application:
         chosen = model.described(version)
         ready = not self._is_draining() and chosen.is_ready
         exchange.respond(json_response({"name": model.name, "ready": ready}, status=200 if ready else 503))
+
+
+def _is_too_late(model: Served, exchange: Exchange) -> bool:
+    """Tell whether a request can hardly be answered in time; refusing it now costs a fraction of reading it."""
+    timeout_s = model.default.timeout_s
+    with contextlib.suppress(RequestError):  # the handler says what is wrong with the header
+        timeout_s = header_timeout_s(exchange.headers) or timeout_s
+    if exchange.waited_s < MAX_WAITED_SHARE * timeout_s:
+        return False
+    model.default.metrics.finished(UNREAD, exchange.waited_s, 0)
+    return True
 
 
 def _nothing_at(path: str, models: Mapping[str, Served]) -> NotFound:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
+from forwardpass.serve.backlog import Backlog
+
 if TYPE_CHECKING:
     from forwardpass.serve.http import HttpConnection
 
@@ -16,6 +18,7 @@ class Connections:
 
     def __init__(self, *, max_connections: int) -> None:
         self._max_connections = max_connections
+        self.backlog = Backlog(asyncio.get_running_loop())
         self._open: set[HttpConnection] = set()
         self._empty = asyncio.Event()
         self._empty.set()

@@ -89,12 +89,15 @@ class Exchange:
         "takes_chunks",
         "target",
         "trace",
+        "waited_s",
     )
 
-    def __init__(self, connection: HttpConnection) -> None:
+    def __init__(self, connection: HttpConnection, waited_s: float = 0.0) -> None:
         self._connection = connection
         self._response: Answer | None = None
-        self.begun_s = time.monotonic()
+        self.waited_s = waited_s
+        """How long it lay in the kernel's buffer while the event loop was busy, about."""
+        self.begun_s = time.monotonic() - waited_s
         self.method = b""
         self.target = b""
         self.headers: dict[bytes, bytes] = {}
@@ -154,7 +157,7 @@ class HttpConnection(asyncio.Protocol):
         self._is_paused = self._is_refused = self._is_closing = False
         self._is_streaming = self._is_pulling = False
         self._can_write = self._is_in_headers = False
-        self._deadline_s = 0.0
+        self._deadline_s = self._waited_s = 0.0
         self._timer: asyncio.TimerHandle | None = None
         self._transport: asyncio.Transport
         self._parser: httptools.HttpRequestParser
@@ -166,6 +169,7 @@ class HttpConnection(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)  # uvloop's transports do not inherit it
         self._parser = httptools.HttpRequestParser(self)
         self._can_write = True
+        self._connections.backlog.wait_s()
         if not self._connections.add(self):
             self._refuse(503, "There are too many connections. Try again later.")
             return
@@ -173,6 +177,7 @@ class HttpConnection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Tell those who work for this client that it has left."""
+        self._connections.backlog.wait_s()
         self._connections.discard(self)
         self._is_closing = True
         if self._timer is not None:
@@ -186,6 +191,7 @@ class HttpConnection(asyncio.Protocol):
         if self._is_refused or self._is_closing:
             return
         was_between, self._num_begun = self._incoming is None, 0
+        self._waited_s = self._connections.backlog.wait_s()
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:
@@ -216,7 +222,7 @@ class HttpConnection(asyncio.Protocol):
 
     def on_message_begin(self) -> None:
         """A request begins."""
-        self._incoming = Exchange(self)
+        self._incoming = Exchange(self, self._waited_s)
         self._chunks = []
         self._num_body_bytes = self._num_header_bytes = self._num_unparsed_bytes = 0
         self._num_begun += 1

@@ -26,6 +26,7 @@ class ShapePadding:
     def __init__(self, signature: Signature, axes: Sequence[str] = ()) -> None:
         self._signature = signature
         self._axes = frozenset(axes) - {BATCH_AXIS}
+        self._is_batchable = signature.is_batchable  # which takes a microsecond to find out
 
     def family(self, tensors: Tensors) -> Hashable:
         """Return what requests have in common that can be padded to one shape; None where nothing is ever padded."""
@@ -42,7 +43,7 @@ class ShapePadding:
 
     def stack(self, requests: Sequence[Request], num_rows: int) -> Iterator[tuple[str, list[Array]]]:
         """Return every input as parts of equal shape that together have `num_rows` rows."""
-        num_missing = num_rows - sum(request.num_rows for request in requests) if self._signature.is_batchable else 0
+        num_missing = num_rows - sum(request.num_rows for request in requests) if self._is_batchable else 0
         for spec in self._signature.inputs:
             parts = [request.tensors[spec.name] for request in requests]
             if self._axes:

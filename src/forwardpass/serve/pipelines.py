@@ -215,6 +215,10 @@ class _Passage:
         for step in self.steps:
             step.version.release()
 
+    @property
+    def timeout_s(self) -> float:
+        return self.pipeline.timeout_s
+
     def failed(self, error: RequestError) -> None:
         self.metrics.finished(error, 0.0, 0)
 

@@ -41,6 +41,8 @@ class InferRoutes:
             chosen.failed(error)
             raise
         timeout_s = shorter(header_timeout_s(exchange.headers), call.timeout_s)
+        if exchange.waited_s:
+            timeout_s = (chosen.timeout_s if timeout_s is None else timeout_s) - exchange.waited_s
 
         def answer(result: Mapping[str, Array] | RequestError) -> None:
             if isinstance(result, RequestError):

@@ -47,6 +47,10 @@ class Described(Protocol):
     def is_ready(self) -> bool:
         """Whether it answers."""
 
+    @property
+    def timeout_s(self) -> float:
+        """Within how many seconds an answer is of use to those who do not say."""
+
     def describe(self) -> str:
         """Return how it is served, in a few words."""
 

@@ -166,8 +166,8 @@ def optimize_model(
     ...     floor=forwardpass.QualityFloor.parse("2%"), profile=forwardpass.ProfileSettings.quick())
     >>> result = forwardpass.optimize_model(
     ...     "model.onnx", data="samples.npz", out="variants", metric="cosine", settings=settings)
-    >>> [candidate.variant.name for candidate in result.candidates if candidate.profile is not None]
-    ['onnx-fp32', 'onnx-graph', 'fp16-storage', 'int8-dynamic', 'int8-static']
+    >>> [candidate.variant.name for candidate in result.candidates if candidate.profile is not None][:3]
+    ['onnx-fp32', 'onnx-graph', 'fp16-storage']
 
     Raises:
         UsageError: the source, the samples or the metric cannot be used.
