@@ -1,5 +1,5 @@
 # One line each; CI runs the same ones. `make demo` and `make test` set up .venv themselves.
-.PHONY: setup fix check test test-slow bench bench-peers docs demo clean
+.PHONY: setup fix check test test-slow test-soak bench bench-peers docs demo clean
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
@@ -20,10 +20,14 @@ check: setup
 	$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/mypy && $(BIN)/lint-imports && $(BIN)/python docs/generate.py --check
 
 test: setup
-	$(BIN)/pytest -m 'not slow'
+	$(BIN)/pytest -m 'not slow and not soak'
 
 test-slow: setup
-	$(BIN)/pytest -m slow
+	$(BIN)/pytest -m 'slow and not soak'
+
+# Half an hour of mixed traffic at a server, whose memory must not grow.
+test-soak: setup
+	$(BIN)/pytest -m soak
 
 bench: setup
 	for file in $(filter-out %_peers.py,$(wildcard benchmarks/bench_*.py)); do $(BIN)/python $$file || exit 1; done

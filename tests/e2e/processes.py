@@ -46,6 +46,10 @@ class ServerProcess(RunningServer):
             num_children=len(self._seen.children()),
         )
 
+    def num_connected(self, ports: set[int]) -> int:
+        """Count the connections that the server holds to clients at these ports."""
+        return sum(bool(held.raddr) and held.raddr.port in ports for held in self._seen.net_connections("tcp"))
+
     def cpu_s(self) -> float:
         """Return the processor time used so far."""
         times = self._seen.cpu_times()
@@ -80,13 +84,15 @@ def server_process(
     port: int | None = None,
     prefix: Sequence[str] = (),
     log: Path | None = None,
+    program: str | None = None,
 ) -> Iterator[ServerProcess]:
-    """Serve for the length of the block; `prefix` is a program that starts the server. It is stopped or killed."""
+    """Serve for the length of the block; `prefix` starts it, or `program` in its place. It is stopped or killed."""
     port = port or free_port()
     settings = folder / "serve.toml"
     settings.write_text(config)
     log = log or folder / "serve.log"
-    command = [*prefix, sys.executable, "-m", "forwardpass", "serve", *arguments]
+    start = ["-c", program] if program else ["-m", "forwardpass"]
+    command = [*prefix, sys.executable, *start, "serve", *arguments]
     command += ["--config", str(settings), "--port", str(port), "--threads", "1"]
     stream: IO[bytes]
     with log.open("ab") as stream:

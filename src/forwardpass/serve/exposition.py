@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from forwardpass.core.version import VERSION
 from forwardpass.serve.http import Exchange, Response
+from forwardpass.serve.logs import num_dropped_lines
 from forwardpass.serve.metrics import Histogram, ModelMetrics
 from forwardpass.serve.pipelines import Pipeline
 from forwardpass.serve.repository import Repository
@@ -111,6 +112,9 @@ class _Collector:
         ready = GaugeMetricFamily("forwardpass_ready", "Whether every model answers.")
         ready.add_metric((), self._is_ready())
         yield ready
+        dropped = CounterMetricFamily("forwardpass_log_lines_dropped", "Lines of the log that could not be written.")
+        dropped.add_metric((), num_dropped_lines())
+        yield dropped
         versions = [version for model in self._repository.models.values() for version in model.versions.values()]
         pipelines = self._repository.pipelines
         everything: list[Described] = [*versions, *pipelines]

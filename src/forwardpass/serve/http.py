@@ -34,6 +34,9 @@ MAX_UNWANTED_BYTES = 16 * 2**10
 LINGER_S = 2.0
 """A refused client may go on sending for so long: hanging up on unread bytes would discard the refusal, too."""
 
+LATE_S = 0.05
+"""A deadline that the event loop notices later than this is put off once by as much."""
+
 log = logging.getLogger("forwardpass.requests")
 
 JSON = "application/json"
@@ -124,11 +127,13 @@ class Exchange:
             self._response.stream.close()
         elif self._response is None and self.on_abandoned is not None:
             self.on_abandoned()
+        self.on_abandoned = None
 
     def respond(self, response: Answer) -> None:
         """Answer; written when every earlier request of the connection has its answer."""
         if self._response is None:
             self._response = response
+            self.on_abandoned = None  # it leads back here: the circle would keep the answer until the collector runs
             if self.trace is not None:
                 self.trace.answered(response.status)
             self._connection.flush()
@@ -185,6 +190,9 @@ class HttpConnection(asyncio.Protocol):
         for exchange in self._open:
             exchange.abandon()
         self._open.clear()
+        self._incoming = None
+        self._chunks = []
+        del self._parser  # it leads back here
 
     def data_received(self, data: bytes) -> None:
         """Feed the parser."""
@@ -418,7 +426,10 @@ class HttpConnection(asyncio.Protocol):
         self._timer = None
         if self._deadline_s == 0.0:
             return
-        if self._loop.time() < self._deadline_s:
+        late_s = self._loop.time() - self._deadline_s
+        if late_s > LATE_S:  # the loop was busy: what the client has sent in the meantime is read first
+            self._wait(LATE_S)
+        elif late_s < 0:
             self._timer = call_at(self._loop, self._deadline_s, self._on_timer)
         elif self._incoming is None or self._is_refused:
             self._transport.abort()

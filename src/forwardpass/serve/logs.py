@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 import sys
 import time
+from typing import TextIO
 
 import msgspec
 
-__all__ = ["configure_logs"]
+__all__ = ["configure_logs", "num_dropped_lines"]
 
 
 class _TextLines(logging.Formatter):
@@ -36,11 +37,29 @@ class _JsonLines(logging.Formatter):
         return msgspec.json.encode(line).decode()
 
 
+class _Lines(logging.StreamHandler[TextIO]):
+    """Writes lines as long as they can be written; a full disk costs lines, and nothing else."""
+
+    num_dropped = 0
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - its name in logging
+        """Count a line that could not be written; there is no place where that could be told."""
+        if isinstance(sys.exc_info()[1], OSError):
+            _Lines.num_dropped += 1
+        else:
+            super().handleError(record)
+
+
+def num_dropped_lines() -> int:
+    """Return how many lines of the log could not be written."""
+    return _Lines.num_dropped
+
+
 _ESCAPED = {code: f"\\x{code:02x}" for code in (*range(32), 127) if code != ord("\n")}
 
 
 def configure_logs(*, as_json: bool) -> None:
     """Write the log to standard error."""
-    handler = logging.StreamHandler(sys.stderr)
+    handler = _Lines(sys.stderr)
     handler.setFormatter(_JsonLines() if as_json else _TextLines("%(asctime)s %(levelname)s %(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
