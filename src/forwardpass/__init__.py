@@ -6,10 +6,15 @@ Everything that the command line does is a function here. Names are loaded when 
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING
 
 from forwardpass.core.version import VERSION as __version__
+
+# Newer builds of ONNX Runtime send usage to their maker unless this is set before they are loaded. Whoever wants that
+# sets it to 0; worker processes inherit it.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 if TYPE_CHECKING:
     from forwardpass.client import AsyncClient, Client
