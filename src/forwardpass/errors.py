@@ -34,6 +34,7 @@ HTTP status codes are not here: the command line and the server map the branches
     │   └── ParityFailed
     ├── EnvironmentProblem       this machine lacks something
     │   ├── MissingExtra
+    │   ├── EnvironmentUnavailable
     │   ├── StorageFailed
     │   ├── AddressInUse
     │   ├── WorkInProgress
@@ -78,6 +79,7 @@ __all__ = [
     "DataDependentControlFlow",
     "DeadlineExceeded",
     "EnvironmentProblem",
+    "EnvironmentUnavailable",
     "ExportFailed",
     "Forbidden",
     "ForwardpassError",
@@ -484,6 +486,21 @@ class MissingExtra(EnvironmentProblem, ImportError):
         super().__init__(
             f"{purpose[:1].upper()}{purpose[1:]} needs the package '{package}'. "
             f"Install it with: pip install 'forwardpass[{extra}]'"
+        )
+
+
+class EnvironmentUnavailable(EnvironmentProblem):
+    """A converter lives in an environment of its own, which cannot be made here."""
+
+    slug = "environment-unavailable"
+
+    def __init__(self, *, name: str, folder: str, reason: str) -> None:
+        self.name = name
+        self.folder = folder
+        self.reason = reason
+        super().__init__(
+            f"Cannot make the environment of '{name}' in '{folder}': {reason}. It needs the package registry once, and "
+            "room on the disk; XDG_CACHE_HOME moves it."
         )
 
 

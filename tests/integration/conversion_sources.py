@@ -116,6 +116,26 @@ class Counting(nn.Module):
         return x + self.count
 
 
+class WideNetwork(nn.Module):
+    """Images `[batch, 3, 12, 12]` to named scores, with enough weights for 8 bits to show in the size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 64, 3, padding=1)
+        self.depthwise = nn.Conv2d(64, 64, 3, groups=64)
+        self.last = nn.Conv2d(64, 128, 3)
+        self.head = nn.Linear(128, 10)
+
+    def forward(self, pixels: Tensor) -> dict[str, Tensor]:
+        seen = torch.relu(self.last(torch.relu(self.depthwise(torch.relu(self.first(pixels))))))
+        return {"scores": self.head(seen.mean(dim=(2, 3)))}
+
+
+def wide_network() -> nn.Module:
+    torch.manual_seed(1)
+    return WideNetwork()
+
+
 def tokens() -> nn.Module:
     torch.manual_seed(1)
     return Tokens()

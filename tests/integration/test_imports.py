@@ -14,6 +14,7 @@ HEAVY = (
     "torch",
     "onnx",
     "openvino",
+    "ai_edge_litert",
     "transformers",
     "tokenizers",
     "click",

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["command"]
 
-FORMS = ("onnx", "ort", "pt2", "torchscript", "openvino")
+FORMS = ("onnx", "ort", "pt2", "torchscript", "openvino", "litert")
 """As `forwardpass.convert.TARGETS`, which to import would cost the command line its speed."""
 
 
@@ -34,10 +34,17 @@ FORMS = ("onnx", "ort", "pt2", "torchscript", "openvino")
 @source_options
 @conversion_options
 @click.option(
+    "--precision",
+    type=click.Choice(["fp32", "int8-dynamic", "int8-static"]),
+    default="fp32",
+    show_default=True,
+    help="In 8 bits: for --to litert.",
+)
+@click.option(
     "--tolerance",
     type=click.FloatRange(min=0, min_open=True),
     default=None,
-    help="The greatest relative error that an output may have against the source. [default: 1e-4]",
+    help="The greatest relative error that an output may have against the source. [default: 1e-4, in 8 bits 0.1]",
 )
 @json_option
 def command(
@@ -50,6 +57,7 @@ def command(
     trust_pickle: bool,
     opset: int | None,
     dynamic: tuple[str, ...],
+    precision: str,
     tolerance: float | None,
     as_json: bool,
 ) -> None:
@@ -72,6 +80,7 @@ def command(
             weights=weights,
             opset=opset,
             axes=dynamic_axes(dynamic),
+            precision=precision,
             tolerance=tolerance,
             trust_pickle=trust_pickle,
             progress=progress,

@@ -46,10 +46,15 @@ TARGETS = (
     Format.PT2,
     Format.TORCHSCRIPT,
     Format.OPENVINO,
+    Format.LITERT,
 )
 """What can be converted to."""
 
 FROM_TORCH = (Format.PT2, Format.TORCHSCRIPT)
+PRECISIONS = {Format.LITERT: (Precision.FP32, Precision.INT8_DYNAMIC, Precision.INT8_STATIC)}
+"""What each target can be made in; FP32 alone, where it is not named."""
+QUANTISED_TOLERANCE = 0.1
+"""Relative. 8 bits cost tiny networks up to a few percent; a file that is broken is off by 0.5 and more."""
 LEGACY_NOTE = "TorchScript is legacy: PyTorch has deprecated it for torch.export. Prefer --to pt2, or ONNX."
 
 
@@ -61,13 +66,14 @@ def convert(
     out: Path,
     opset: int | None = None,
     axes: DynamicAxes | None = None,
-    tolerance: float = PARITY_TOLERANCE,
+    precision: Precision = Precision.FP32,
+    tolerance: float | None = None,
     progress: Progress,
 ) -> Conversion:
     """Write `source` in the format `to` at `out`, if it then answers like the source over a grid of shapes.
 
-    ONNX Runtime's and OpenVINO's forms come from an ONNX file that is proved first, and is not kept; PyTorch's own
-    forms come from the module.
+    PyTorch's own forms come from the module, all others from an ONNX file that is proved first, and is not kept. A
+    `precision` other than FP32 is for LiteRT; `optimize` is where ONNX gets its 8 bits.
 
     Raises:
         ConversionError: it cannot be converted, or the result does not run or answer the same at some shape.
@@ -75,7 +81,8 @@ def convert(
         MissingExtra: the library of the format is not installed.
         StorageFailed: `out` cannot be written.
     """
-    _check_name(out, to)
+    _check_target(out, to, precision)
+    tolerance = tolerance or (PARITY_TOLERANCE if precision is Precision.FP32 else QUANTISED_TOLERANCE)
     if to is Format.ONNX:
         return convert_to_onnx(source, samples, out=out, opset=opset, axes=axes, tolerance=tolerance, progress=progress)
     with committed(out) as partial, source_left_as_found(source):
@@ -88,12 +95,15 @@ def convert(
             tolerance=tolerance,
             progress=progress,
         )
-        conversion = _from_torch(source, to, job) if to in FROM_TORCH else _from_onnx(source, to, job)
+        conversion = _from_torch(source, to, job) if to in FROM_TORCH else _from_onnx(source, to, job, precision)
     return with_recipe(conversion, out)
 
 
-def _check_name(out: Path, to: Format) -> None:
-    """Refuse a name that would be taken for another format later."""
+def _check_target(out: Path, to: Format, precision: Precision) -> None:
+    """Refuse a name that would be taken for another format later, and a precision that the format is not made in."""
+    if precision not in PRECISIONS.get(to, (Precision.FP32,)):
+        expected = f"{Precision.FP32.value}: 'forwardpass optimize' makes ONNX files of other precisions"
+        raise InvalidOption(option="--precision", value=precision.value, expected=expected)
     suffix = SUFFIXES[to]
     if to is not Format.ONNX and out.suffix != suffix:
         raise InvalidOption(option="--out", value=str(out), expected=f"a name that ends with {suffix}, for {to.value}")
@@ -171,23 +181,37 @@ def _with_outputs(signature: Signature, shapes: dict[str, Shape]) -> Signature:
 # --- forms that come from ONNX -------------------------------------------------------------------------------------
 
 
-def _from_onnx(source: TorchSource | nn.Module | Path, to: Format, job: Job) -> Conversion:
+def _from_onnx(source: TorchSource | nn.Module | Path, to: Format, job: Job, precision: Precision) -> Conversion:
     with tempfile.TemporaryDirectory(prefix="forwardpass-convert-") as folder:
-        proven = prove_onnx(source, replace(job, out=Path(folder) / "model.onnx"))
+        exact = replace(job, out=Path(folder) / "model.onnx", tolerance=min(job.tolerance, PARITY_TOLERANCE))
+        proven = prove_onnx(source, exact)
         job.progress(f"writing {to.value}", done=0.9)
-        _write_from_onnx(Path(proven.conversion.variant.location), to, proven, job)
+        _write_from_onnx(Path(proven.conversion.variant.location), to, proven, job, precision)
         exporter = f"{proven.conversion.exporter} + {to.value}"
         conversion = _checked(
             proven.source, proven.calls, to, job, exporter=exporter, signature=proven.conversion.signature
         )
-    return replace(conversion, opset=proven.conversion.opset, notes=proven.conversion.notes)
+    variant = replace(conversion.variant, name=f"{to.value}-{precision.value}", precision=precision)
+    return replace(conversion, variant=variant, opset=proven.conversion.opset, notes=proven.conversion.notes)
 
 
-def _write_from_onnx(model: Path, to: Format, proven: Proven, job: Job) -> None:
+def _write_from_onnx(model: Path, to: Format, proven: Proven, job: Job, precision: Precision) -> None:
     if to is Format.ORT:
         from forwardpass.runtimes.onnx import save_ort
 
         save_ort(model, job.out)
+    elif to is Format.LITERT:
+        from forwardpass.convert.litert import save_litert
+
+        save_litert(
+            model,
+            job.out,
+            proven.conversion.signature,
+            precision=precision,
+            samples=job.samples,
+            name=job.name,
+            progress=job.progress,
+        )
     else:
         from forwardpass.convert.ir import save_ir
 
@@ -202,7 +226,8 @@ def _checked(
 ) -> Conversion:
     """Run the written file with its own runtime, and hold it against the source call by call."""
     converted = open_runtime(to, str(job.out), options=RuntimeOptions())
-    comparisons = check_parity(source, converted, calls, name=job.name, tolerance=job.tolerance)
+    hint = f"{exporter} has made the size of an axis constant; ONNX may keep it dynamic."
+    comparisons = check_parity(source, converted, calls, name=job.name, tolerance=job.tolerance, hint=hint)
     return Conversion(
         variant=Variant(name=f"{to.value}-fp32", format=to, precision=Precision.FP32, location=str(job.out)),
         signature=signature,

@@ -20,6 +20,7 @@ __all__ = ["BATCH_SIZES", "Comparison", "check_parity", "named_axis_calls", "sha
 
 BATCH_SIZES = (1, 2, 3, 5, 8)
 """1 and 2 find a frozen batch, odd sizes find kernels that only fit even ones."""
+CONSTANT_SIZE = "A size is a constant in forward(): use tensor.shape there."
 MAX_SHAPES = 4
 MAX_OTHER_SIZES = 2
 """At how many other sizes an axis is run that the user has named and the samples never vary."""
@@ -87,23 +88,33 @@ def _runs(source: Runtime, call: Tensors) -> bool:
 
 
 def check_parity(
-    source: Runtime, converted: Runtime, calls: Iterable[dict[str, Array]], *, name: str, tolerance: float
+    source: Runtime,
+    converted: Runtime,
+    calls: Iterable[dict[str, Array]],
+    *,
+    name: str,
+    tolerance: float,
+    hint: str = CONSTANT_SIZE,
 ) -> tuple[Comparison, ...]:
-    """Run both on every call and compare all outputs.
+    """Run both on every call and compare all outputs; `hint` is what a result that does not run may be due to.
 
     Raises:
         ExportFailed: the converted model does not run at one of the shapes, or has other outputs.
         ParityFailed: an output is further off than `tolerance`.
     """
-    return tuple(_compare(source, converted, call, name, tolerance) for call in calls)
+    return tuple(_compare(source, converted, call, name, tolerance, hint) for call in calls)
 
 
-def _compare(source: Runtime, converted: Runtime, call: Tensors, name: str, tolerance: float) -> Comparison:
+def _compare(source: Runtime, converted: Runtime, call: Tensors, name: str, tolerance: float, hint: str) -> Comparison:
     shapes = ", ".join(f"{tensor} {list(array.shape)}" for tensor, array in call.items())
-    expected = _run(source, call, name, f"the source itself does not run with {shapes}")
-    answers = _run(converted, call, name, f"the result runs at the shape it was traced with, but not with {shapes}")
+    expected = _run(source, call, name, f"the source itself does not run with {shapes}", hint)
+    answers = _run(
+        converted, call, name, f"the result runs at the shape it was traced with, but not with {shapes}", hint
+    )
     if len(answers) != len(expected):
         raise ExportFailed(source=name, reason=f"the result has {len(answers)} outputs, the source {len(expected)}")
+    if set(answers) == set(expected):
+        answers = {output: answers[output] for output in expected}  # LiteRT sorts them by name
     checks = []
     for (output, reference), answer in zip(expected.items(), answers.values(), strict=True):
         difference = relative_error(answer, reference)
@@ -132,11 +143,10 @@ def _compare(source: Runtime, converted: Runtime, call: Tensors, name: str, tole
     )
 
 
-def _run(runtime: Runtime, call: Tensors, name: str, failure: str) -> dict[str, Array]:
+def _run(runtime: Runtime, call: Tensors, name: str, failure: str, hint: str) -> dict[str, Array]:
     try:
         return runtime.run(call)
     except Exception as error:  # the runtimes' own classes share no base but this one
-        hint = "A size is a constant in forward(): use tensor.shape there."
         raise ExportFailed(source=name, reason=failure, hint=hint) from error
 
 

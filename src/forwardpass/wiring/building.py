@@ -14,7 +14,7 @@ from forwardpass.bundle import check_destination
 from forwardpass.core.measurement import Machine
 from forwardpass.core.protocols import Progress
 from forwardpass.core.samples import signature_of_samples
-from forwardpass.core.variants import Format
+from forwardpass.core.variants import Format, Precision
 from forwardpass.errors import InvalidOption
 from forwardpass.processors import open_processor
 from forwardpass.samples import load_splits
@@ -94,14 +94,16 @@ def convert_model(
     weights: str = "",
     opset: int | None = None,
     axes: Mapping[str, Mapping[int, str]] | None = None,
+    precision: str = "fp32",
     tolerance: float | None = None,
     trust_pickle: bool = False,
     progress: Progress = no_progress,
 ) -> Conversion:
     """Convert a PyTorch source or an ONNX file to another form at `out`, kept only if it answers like its source.
 
-    `to` is `onnx`, `ort`, `pt2` (torch.export), `torchscript` (legacy) or `openvino`. `tolerance` is the greatest
-    relative error of an output, by default 1e-4.
+    `to` is `onnx`, `ort`, `pt2` (torch.export), `torchscript` (legacy), `openvino` or `litert`; `precision` is `fp32`,
+    and for LiteRT also `int8-dynamic` or `int8-static`. `tolerance` is the greatest relative error of an output, by
+    default 1e-4, and 0.1 in 8 bits.
 
     `axes` names dynamic axes whose size is the same in all samples: `{"pixels": {2: "height"}}`. The result is run at
     other sizes of them, too.
@@ -115,7 +117,7 @@ def convert_model(
         UsageError: the source or the samples cannot be used.
         ConversionError: it cannot be converted, or the result answers differently.
     """
-    from forwardpass.convert import PARITY_TOLERANCE, convert, plain_weights
+    from forwardpass.convert import convert, plain_weights
 
     samples = load_splits(data).calibration if data else None
     with plain_weights(weights, trust_pickle=trust_pickle) as plain:
@@ -127,7 +129,8 @@ def convert_model(
             out=Path(out),
             opset=opset,
             axes=axes,
-            tolerance=PARITY_TOLERANCE if tolerance is None else tolerance,
+            precision=_precision(precision),
+            tolerance=tolerance,
             progress=progress,
         )
 
@@ -138,6 +141,12 @@ def _target(to: str) -> Format:
     if to not in TARGETS:
         raise InvalidOption(option="--to", value=to, expected=f"one of {', '.join(TARGETS)}")
     return Format(to)
+
+
+def _precision(name: str) -> Precision:
+    if name not in tuple(Precision):
+        raise InvalidOption(option="--precision", value=name, expected=f"one of {', '.join(Precision)}")
+    return Precision(name)
 
 
 def optimize_model(
