@@ -544,7 +544,7 @@ class ChildFailed(EnvironmentProblem):
     def __init__(self, *, purpose: str, reason: str) -> None:
         self.purpose = purpose
         self.reason = reason
-        super().__init__(f"The process for {purpose} failed: {reason}.")
+        super().__init__(f"The process for {purpose} failed: {reason.rstrip('.')}.")
 
 
 # --- answers -------------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -19,14 +20,16 @@ from forwardpass.cli.rendering import echo_json, echo_table, heading
 from forwardpass.cli.writing import write_text
 from forwardpass.core.operators import OperatorBreakdown
 from forwardpass.errors import InvalidOption
-from forwardpass.profile import InvarianceVerdict, VariantProfile
-from forwardpass.report.format import format_bytes, format_measurement, format_seconds
+from forwardpass.profile import InvarianceVerdict, VariantProfile, speedup
+from forwardpass.report.format import format_bytes, format_measurement, format_ratio, format_seconds
 
 __all__ = ["command"]
 
 TRACE_S = 1.0
 QUICK_TRACE_S = 0.2
 MAX_SHOWN_NODES = 8
+SURE_GAIN = 1.1
+"""Two processes that run one and the same file can differ by so much for as long as they live."""
 
 
 @click.command("profile")
@@ -44,6 +47,9 @@ MAX_SHOWN_NODES = 8
     show_default=True,
     help="How hard to look for answers that depend on the batch: for seconds, or for up to two minutes a variant.",
 )
+@click.option(
+    "--against", multiple=True, metavar="MODEL", help="Measure another model beside it, in turns; can be repeated."
+)
 @click.option("--report", default=None, metavar="FILE", help="Also write an HTML page with plots.")
 @json_option
 def command(
@@ -57,6 +63,7 @@ def command(
     axes: tuple[str, ...],
     quick: bool,
     audit: str,
+    against: tuple[str, ...],
     report: str | None,
     as_json: bool,
 ) -> None:
@@ -69,6 +76,7 @@ def command(
     Examples:
       forwardpass profile model.onnx --quick
       forwardpass profile model.onnx --data samples.npz --audit full
+      forwardpass profile old-bundle --against new-bundle
       forwardpass profile shop.models:build --weights w.safetensors --data samples.npz --report profile.html
     """
     from forwardpass.wiring import profile_model
@@ -84,6 +92,7 @@ def command(
     with shown_progress() as progress:
         result = profile_model(
             model,
+            against=against,
             data=data,
             weights=weights,
             axis_sizes=_axis_sizes(axes),
@@ -101,6 +110,8 @@ def command(
     click.echo(f"{model} on {result.machine.cpu}, {result.machine.num_cores} cores")
     for profile in result.profiles:
         _echo_profile(profile)
+    if len(result.profiles) > 1:
+        _echo_comparison(result.profiles[0], result.profiles[1:])
     if report is not None:
         click.echo(f"\nreport: {report}")
 
@@ -147,6 +158,23 @@ def _echo_profile(profile: VariantProfile) -> None:
             *_same_answer_rows(profile.invariance),
         ]
     )
+
+
+def _echo_comparison(baseline: VariantProfile, others: Sequence[VariantProfile]) -> None:
+    """Print how many times faster the others are, from rounds that ran in turns."""
+    heading(f"against {baseline.variant}, paired rounds")
+    rows = []
+    for other in others:
+        for cell in other.cells:
+            if baseline.find(cell.num_threads, cell.batch_size) is None:
+                continue
+            ratio = speedup(other, baseline, num_threads=cell.num_threads, batch_size=cell.batch_size)
+            low, high = format_ratio(ratio.interval.low), format_ratio(ratio.interval.high)
+            is_faster, is_slower = ratio.interval.low > SURE_GAIN, ratio.interval.high < 1 / SURE_GAIN
+            word = "faster" if is_faster else "slower" if is_slower else "no sure difference"
+            count = (str(cell.num_threads), str(cell.batch_size))
+            rows.append([other.variant, *count, format_ratio(ratio.value), f"{low} to {high}", word])
+    echo_table(rows, header=("variant", "threads", "batch", "as fast", "95 % interval", ""), right=(1, 2, 3, 4))
 
 
 def _echo_operators(found: OperatorBreakdown) -> None:

@@ -5,7 +5,7 @@ Each function imports its layer when it is called: who only profiles must not pa
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,8 +24,8 @@ from forwardpass.wiring.inputs import (
     conversion_source,
     no_progress,
     resolve_metric,
+    side_by_side,
     source_key,
-    variants_of,
 )
 from forwardpass.wiring.leaner import lean_variants
 
@@ -51,6 +51,7 @@ class ProfileReport:
 def profile_model(
     model: Path | str,
     *,
+    against: Sequence[Path | str] = (),
     data: str | None = None,
     weights: str = "",
     axis_sizes: Mapping[str, int] | None = None,
@@ -61,7 +62,8 @@ def profile_model(
     """Measure an ONNX file, a PyTorch source (`package.module:factory`), or every variant of a bundle.
 
     Without `data` the inputs are made up, with `axis_sizes` for the sizes of dynamic axes (16 where it says nothing);
-    a PyTorch source has no inputs of its own and needs `data`.
+    a PyTorch source has no inputs of its own and needs `data`. What is named in `against` is measured beside it, with
+    the same calls and in the same minutes.
 
     >>> import forwardpass
     >>> settings = forwardpass.ProfileSettings(
@@ -79,7 +81,7 @@ def profile_model(
 
     chosen = settings or ProfileSettings()
     with plain_weights(weights, trust_pickle=trust_pickle) as plain:
-        variants = variants_of(str(model), weights=plain)
+        variants = side_by_side([str(model), *map(str, against)], weights=plain)
         calls = calls_for(variants[0], data, chosen.batch_sizes, axis_sizes or {})
         profiles = profile_variants(variants, calls, settings=chosen, progress=progress)
     return ProfileReport(model=str(model), profiles=profiles, machine=describe_machine())

@@ -6,6 +6,7 @@ import hashlib
 import importlib.util
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,8 +30,8 @@ __all__ = [
     "conversion_source",
     "no_progress",
     "resolve_metric",
+    "side_by_side",
     "source_key",
-    "variants_of",
 ]
 
 NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -41,7 +42,7 @@ def no_progress(text: str, *, done: float) -> None:
     """Let progress pass unheard."""
 
 
-def variants_of(model: str, *, weights: str) -> tuple[Variant, ...]:
+def _variants_of(model: str, *, weights: str) -> tuple[Variant, ...]:
     """Return what there is to measure behind the words of a user."""
     path = Path(model)
     if is_bundle(path):
@@ -51,6 +52,22 @@ def variants_of(model: str, *, weights: str) -> tuple[Variant, ...]:
     if not is_reference(model):
         raise SourceNotFound(path=model, expected="a model file, a bundle, or 'package.module:factory'")
     return (Variant(name="source", format=Format.TORCH, precision=Precision.FP32, location=model, weights=weights),)
+
+
+def side_by_side(models: Sequence[str], *, weights: str) -> tuple[Variant, ...]:
+    """Return the variants of several models, each with a name of its own; `weights` are the first one's.
+
+    >>> from forwardpass.wiring.inputs import side_by_side
+    >>> [variant.name for variant in side_by_side(["model.onnx", "shop-bundle", "model.onnx"], weights="")]
+    ['model', 'onnx-fp32', 'model (2)']
+    """
+    found: list[Variant] = []
+    for number, model in enumerate(models):
+        for variant in _variants_of(model, weights="" if number else weights):
+            taken = {other.name for other in found}
+            names = (variant.name, *(f"{variant.name} ({count})" for count in range(2, len(found) + 3)))
+            found.append(replace(variant, name=next(name for name in names if name not in taken)))
+    return tuple(found)
 
 
 def bundled_variants(bundle: Bundle) -> Sequence[Variant]:
