@@ -27,6 +27,8 @@ __all__ = ["command"]
 
 TRACE_S = 1.0
 QUICK_TRACE_S = 0.2
+LEAK_BYTES_PER_CALL = 256
+"""What an allocator's own wandering stays below, over a sweep of hundreds of calls."""
 MAX_SHOWN_NODES = 8
 SURE_GAIN = 1.1
 """Two processes that run one and the same file can differ by so much for as long as they live."""
@@ -154,6 +156,7 @@ def _echo_profile(profile: VariantProfile) -> None:
         [
             ["cold start", f"{format_measurement(start.total_s)} ({listed})"],
             ["peak memory", f"{format_bytes(peak)}, {format_bytes(added)} of it the model's"],
+            ["  over time", _memory_over_time(profile)],
             ["file", format_bytes(profile.file_bytes) if profile.file_bytes is not None else "none of its own"],
             *_same_answer_rows(profile.invariance),
         ]
@@ -196,6 +199,14 @@ def _echo_operators(found: OperatorBreakdown) -> None:
     echo_table(rows, right=(2, 3, 4, 5))
     roof = found.roof
     click.echo(f"  roof: {roof.flops_per_s / 1e9:.0f} Gflop/s in float32, {format_bytes(roof.bytes_per_s)}/s of memory")
+
+
+def _memory_over_time(profile: VariantProfile) -> str:
+    growth = profile.growth_bytes_per_call
+    sizes = [rss for cell in profile.cells for rss in cell.round_rss_bytes]
+    if growth >= LEAK_BYTES_PER_CALL:
+        return f"grows by {format_bytes(growth)} a call: that will not end well"
+    return f"settles; at most {format_bytes(max(sizes))} in the sweep" if sizes else "not seen"
 
 
 def _same_answer_rows(found: InvarianceVerdict) -> list[list[str]]:

@@ -233,7 +233,7 @@ def _time_calls(run: Callable[[dict[str, Array]], object], calls: list[dict[str,
             ended, cpu_ended = time.perf_counter(), time.process_time()
             wall_s.append(ended - started)
             cpu_s.append(cpu_ended - cpu_started)
-    return Rounds(wall_s=wall_s, cpu_s=cpu_s)
+    return Rounds(wall_s=wall_s, cpu_s=cpu_s, rss_bytes=read_memory("VmRSS"))
 
 
 if __name__ == "__main__":

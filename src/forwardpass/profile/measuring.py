@@ -248,7 +248,7 @@ def _run_interleaved(
             if at < plan.num_rounds:
                 command = Round(batch_size=batch_size, num_calls=plan.num_calls, num_passes=plan.num_passes)
                 rounds = children[name].ask(command, Rounds)
-                measured[name].append(RoundTimes(wall_s=rounds.wall_s, cpu_s=rounds.cpu_s))
+                measured[name].append(RoundTimes(wall_s=rounds.wall_s, cpu_s=rounds.cpu_s, rss_bytes=rounds.rss_bytes))
     return measured
 
 

@@ -299,10 +299,46 @@ def _skipped_lines(profile: VariantProfile) -> list[str]:
 
 
 def _footprint_section(profiles: Sequence[VariantProfile]) -> Section:
+    over_time = [_memory_over_time_figure(profiles)] if any(_rss_of(profile) for profile in profiles) else []
     return Section(
         title="Cold start and memory",
         lead="What a new replica costs before it earns anything: the model's own share is blue.",
-        parts=(render_figures([_cold_start_figure(profiles), _memory_figure(profiles)]),),
+        parts=(render_figures([_cold_start_figure(profiles), _memory_figure(profiles), *over_time]),),
+    )
+
+
+def _rss_of(profile: VariantProfile) -> list[int]:
+    """Return the resident memory after each round of the process that measured the first number of threads."""
+    first = profile.thread_counts[0]
+    return [rss for cell in profile.cells if cell.num_threads == first for rss in cell.round_rss_bytes]
+
+
+def _memory_over_time_figure(profiles: Sequence[VariantProfile]) -> Figure:
+    series = [
+        Series(
+            name=profile.variant,
+            tone=tone,
+            points=tuple(
+                Point(x=number, y=rss, low=rss, high=rss, title=f"round {number}, {format_bytes(rss)}")
+                for number, rss in enumerate(_rss_of(profile), 1)
+            ),
+        )
+        for tone, profile in enumerate(profiles)
+    ]
+    longest = max(len(line.points) for line in series)
+    return Figure(
+        title="Resident memory over time",
+        note="After each round; batches grow on the way, and a line that goes on rising within one size is a leak",
+        svg=line_chart(
+            [line for line in series if line.points],
+            title="Resident memory over time",
+            x_label="round",
+            y_label="memory",
+            y_format=format_bytes,
+            x_ticks=sorted({1, longest // 2 or 1, longest}),
+            log_x=False,
+            log_y=False,
+        ),
     )
 
 

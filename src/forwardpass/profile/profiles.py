@@ -45,6 +45,8 @@ class Cell:
     rows_per_s: Measurement
     num_calls: int
     round_p50_s: tuple[float, ...]
+    round_rss_bytes: tuple[int, ...] = ()
+    """Resident memory after each round, in order."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,6 +134,20 @@ class VariantProfile:
         tables = {table.num_threads: table for table in self.latency_tables()}
         return self.find(num_threads, tables[num_threads].best_batch_size) if num_threads in tables else None
 
+    @property
+    def growth_bytes_per_call(self) -> float:
+        """How much memory a call leaves behind, by the median over all cells: 0 where it settles, as it should.
+
+        Of each cell the second half of the rounds counts: in the first, buffers still grow to the size of the batch.
+        """
+        rates = [
+            (cell.round_rss_bytes[-1] - cell.round_rss_bytes[half])
+            / (cell.num_calls * (1 - half / len(cell.round_rss_bytes)))
+            for cell in self.cells
+            if (half := len(cell.round_rss_bytes) // 2) and cell.num_calls
+        ]
+        return max(float(np.median(rates)), 0.0) if rates else 0.0
+
     def find(self, num_threads: int, batch_size: int) -> Cell | None:
         """Return what was measured there, or None."""
         for cell in self.cells:
@@ -173,10 +189,11 @@ class VariantProfile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RoundTimes:
-    """Wall time and CPU time of the calls of one round."""
+    """Wall time and CPU time of the calls of one round, and the resident memory after it."""
 
     wall_s: Sequence[float]
     cpu_s: Sequence[float]
+    rss_bytes: int = 0
 
 
 def speedup(
@@ -208,6 +225,7 @@ def summarise_cell(*, num_threads: int, batch_size: int, rounds: Sequence[RoundT
         rows_per_s=measure_median(np.array([batch_size * len(wall) / wall.sum() for wall in walls]), unit="rows/s"),
         num_calls=sum(len(wall) for wall in walls),
         round_p50_s=medians,
+        round_rss_bytes=tuple(times.rss_bytes for times in rounds if times.rss_bytes),
     )
 
 

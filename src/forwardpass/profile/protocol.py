@@ -84,10 +84,11 @@ class Opened(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 class Rounds(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="rounds"):
-    """Wall time and CPU time of every call of a round, in order."""
+    """Wall time and CPU time of every call of a round, in order, and the resident memory after it."""
 
     wall_s: list[float]
     cpu_s: list[float]
+    rss_bytes: int
 
 
 class Audited(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="audited"):

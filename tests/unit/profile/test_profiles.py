@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -60,3 +62,21 @@ def test_pairs_of_rounds_cancel_what_both_suffered() -> None:
 def test_a_cell_that_was_not_measured_names_those_that_were() -> None:
     with pytest.raises(InvalidOption, match=r"Invalid value '4x1' for threads x batch size: expected one .*: 1x1"):
         example_profile().at(4, 1)
+
+
+@given(
+    settled=st.integers(10**7, 10**9),
+    leak=st.integers(0, 10**4),
+    num_calls=st.integers(1, 50),
+    noise=st.lists(st.integers(-4096, 4096), min_size=9, max_size=9),
+)
+def test_memory_that_grows_with_every_call_is_told_from_memory_that_settles(
+    settled: int, leak: int, num_calls: int, noise: list[int]
+) -> None:
+    """However large the buffers become in the first rounds."""
+    early = (settled // 2, settled * 3 // 4, settled, settled)
+    rss = [early[at] if at < 4 else settled + at * num_calls * leak + noise[at] for at in range(9)]
+    rounds = [RoundTimes(wall_s=[1e-3] * num_calls, cpu_s=[1e-3] * num_calls, rss_bytes=size) for size in rss]
+    cell = summarise_cell(num_threads=1, batch_size=1, rounds=rounds)
+    growth = replace(example_profile(), cells=(cell,)).growth_bytes_per_call
+    assert abs(growth - leak) <= 0.25 * leak + 2 * 4096 / (4 * num_calls)
