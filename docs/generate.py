@@ -29,6 +29,9 @@ def command_line_page() -> str:
         command = root.get_command(context, name)
         assert command is not None, "every listed command has a module"
         parts.append(f"## forwardpass {name}\n\n```text\n{_help(command, f'forwardpass {name}')}\n```\n")
+        for inner, part in command.commands.items() if isinstance(command, click.Group) else ():
+            whole = f"forwardpass {name} {inner}"
+            parts.append(f"### {whole}\n\n```text\n{_help(part, whole)}\n```\n")
     codes = "0 done · 1 the answer is no · 2 wrong command or input · 3 this machine lacks something · 130 interrupted"
     parts.append(f"## Exit codes\n\n{codes}\n")
     return "\n".join(parts)

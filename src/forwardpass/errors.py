@@ -173,7 +173,8 @@ class InvalidOption(UsageError, ValueError):
         self.option = option
         self.value = value
         self.expected = expected
-        super().__init__(f"Invalid value '{value}' for {option}: expected {expected}.")
+        problem = f"Invalid value '{value}' for {option}" if value else f"{option} is missing"
+        super().__init__(f"{problem}: expected {expected}.")
 
 
 class InvalidConfig(UsageError, ValueError):
@@ -301,7 +302,8 @@ class BundleNotFound(BundleError, FileNotFoundError):
     def __init__(self, *, path: str) -> None:
         self.path = path
         super().__init__(
-            f"No bundle at '{path}': expected a folder with a manifest.json. 'forwardpass ship' makes one."
+            f"No bundle at '{path}': expected a folder with a manifest.json ('forwardpass ship' makes one). "
+            "'forwardpass serve' takes folders of versions and ONNX files, too."
         )
 
 
@@ -520,10 +522,10 @@ class AddressInUse(EnvironmentProblem, OSError):
 
     slug = "address-in-use"
 
-    def __init__(self, *, address: str, reason: str) -> None:
+    def __init__(self, *, address: str, reason: str, options: str = "--host or --port") -> None:
         self.address = address
         self.reason = reason
-        super().__init__(f"Cannot listen on {address}: {reason}. Choose another with --host or --port.")
+        super().__init__(f"Cannot listen on {address}: {reason}. Choose another with {options}.")
 
 
 class WorkInProgress(EnvironmentProblem, BlockingIOError):

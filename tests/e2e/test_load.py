@@ -524,10 +524,10 @@ def test_https_is_spoken_to_those_who_can_be_trusted(bundle: Path, tmp_path: Pat
     ("words", "message"),
     [
         (["ftp://x"], "Invalid value 'ftp://x' for URL: expected an address such as http://127.0.0.1:8000."),
-        (["x", "--capacity"], "Invalid value '' for --slo: expected a target to search within, such as p99=100ms."),
+        (["x", "--capacity"], "--slo is missing: expected a target to search within, such as p99=100ms."),
         (
             ["x", "--scenario", "server"],
-            "Invalid value '' for --rate: expected requests per second, or --trace, or --capacity.",
+            "--rate is missing: expected requests per second, or --trace, or --capacity.",
         ),
         (["x", "--rate", "-3"], "Invalid value '-3' for --rate: expected 0.001 to 1e+06 requests per second."),
         (
@@ -536,7 +536,7 @@ def test_https_is_spoken_to_those_who_can_be_trusted(bundle: Path, tmp_path: Pat
         ),
         (
             ["x", "--template", "body.json"],
-            "Invalid value '' for --path: expected the path that takes the template, such as /predict.",
+            "--path is missing: expected the path that takes the template, such as /predict.",
         ),
         (
             ["x", "--header", "novalue"],

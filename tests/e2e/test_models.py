@@ -165,10 +165,13 @@ def test_labels_name_versions_and_a_split_shares_the_requests(served: RunningSer
         ({"colour": 1}, 400, "Malformed request: Object contains unknown field `colour`"),
     ],
 )
-def test_wrong_traffic_changes_nothing(served: RunningServer, traffic: object, status: int, sentence: str) -> None:
+def test_wrong_traffic_changes_nothing(
+    served: RunningServer, traffic: object, status: int, sentence: str, caplog: pytest.LogCaptureFixture
+) -> None:
     answer = served.ask("PUT", "/v1/models/mlp/traffic", json.dumps(traffic).encode())
     assert answer.status == status
     assert answer.json["error"].startswith(sentence)
+    assert "could not be loaded" not in caplog.text
     assert versions(served) == {"2": 1}
 
 

@@ -218,7 +218,7 @@ def test_a_bad_timeout_header_is_refused(served: RunningServer, value: str) -> N
     answer = served.ask("POST", INFER, given(), {"X-Request-Timeout-Ms": value})
     assert answer.status == 400
     assert error(answer) == (
-        "Malformed request: the header X-Request-Timeout-Ms must be a positive number of milliseconds."
+        "Malformed request: the header X-Request-Timeout-Ms must be a positive whole number of milliseconds."
     )
 
 
@@ -663,6 +663,8 @@ def test_a_signal_under_load_loses_nothing(blocking: subprocess.Popen[str], numb
     customers = [Customer(port, enough) for _ in range(16)]
     for _ in customers:
         assert enough.acquire(timeout=60)
+    blocking.send_signal(number)
+    enough.acquire(timeout=0.02)  # supervisors tell the process, and then its group
     blocking.send_signal(number)
     for customer in customers:
         customer.thread.join(60)

@@ -21,6 +21,13 @@ def command() -> None:
     """Make, list and remove API keys for 'forwardpass serve --keys FILE'.
 
     Only the hash of a key is stored. A running server takes over changes of the file within a second.
+
+    \b
+    Examples:
+      forwardpass keys add keys.json --name shop-frontend --expires 90d
+      forwardpass keys add keys.json --name operator --scope admin
+      forwardpass serve shop-bundle --keys keys.json
+      curl localhost:8000/v2/models/shop -H "Authorization: Bearer $KEY"
     """
 
 
@@ -41,7 +48,15 @@ def command() -> None:
     "--rate", type=click.FloatRange(min=0.0, min_open=True), default=None, help="Requests per second that it may send."
 )
 def add(file: Path, *, name: str, scopes: tuple[str, ...], expires: str | None, rate: float | None) -> None:
-    """Add a key to FILE, which is made if it is not there, and print it: it cannot be shown again."""
+    """Print a new key and add its hash to FILE, which is made if need be.
+
+    The key cannot be shown again. Clients send it as 'Authorization: Bearer KEY'. The scopes: 'infer' asks models,
+    'read' sees metadata, metrics and /docs, 'admin' also loads, unloads and shifts traffic.
+
+    \b
+    Example:
+      forwardpass keys add keys.json --name shop-frontend --expires 90d --rate 100
+    """
     from forwardpass.serve.auth import Scope, new_key, read_keys, write_keys
 
     keys = read_keys(file) if file.exists() else ()

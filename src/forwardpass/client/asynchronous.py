@@ -78,7 +78,7 @@ class AsyncClient:
         model: str,
         inputs: Mapping[str, ArrayLike],
         *,
-        version: str | None = None,
+        version: str | int | None = None,
         outputs: Sequence[str] | None = None,
         timeout_s: float | None = None,
         priority: int | None = None,
@@ -107,7 +107,7 @@ class AsyncClient:
         return await self._run(operation, timeout_s=timeout_s, headers=headers, begun_s=begun_s)
 
     async def predict(
-        self, model: str, /, *, version: str | None = None, timeout_s: float | None = None, **fields: object
+        self, model: str, /, *, version: str | int | None = None, timeout_s: float | None = None, **fields: object
     ) -> dict[str, Any]:
         """Ask a model in the fields of its processor, or in `inputs` of nested lists if it has none.
 
@@ -119,11 +119,11 @@ class AsyncClient:
         """Return the name, version and extensions of the server."""
         return await self._run(operations.describe_server())
 
-    async def model_metadata(self, model: str, *, version: str | None = None) -> ModelMetadata:
+    async def model_metadata(self, model: str, *, version: str | int | None = None) -> ModelMetadata:
         """Return the inputs and outputs of a model."""
         return await self._run(operations.describe_model(model, version))
 
-    async def is_ready(self, model: str | None = None, *, version: str | None = None) -> bool:
+    async def is_ready(self, model: str | None = None, *, version: str | int | None = None) -> bool:
         """Tell whether the server, or a model, answers."""
         return await self._run(operations.is_ready(model, version))
 
@@ -140,7 +140,9 @@ class AsyncClient:
         """Take a model out of service."""
         await self._run(operations.change_model(model, "unload"))
 
-    async def statistics(self, model: str | None = None, *, version: str | None = None) -> tuple[ModelStatistics, ...]:
+    async def statistics(
+        self, model: str | None = None, *, version: str | int | None = None
+    ) -> tuple[ModelStatistics, ...]:
         """Return what every version of every model, or of one, has done."""
         return await self._run(operations.statistics(model, version))
 

@@ -87,7 +87,7 @@ class Client:
         model: str,
         inputs: Mapping[str, ArrayLike],
         *,
-        version: str | None = None,
+        version: str | int | None = None,
         outputs: Sequence[str] | None = None,
         timeout_s: float | None = None,
         priority: int | None = None,
@@ -116,7 +116,7 @@ class Client:
         return self._run(operation, timeout_s=timeout_s, headers=headers, begun_s=begun_s)
 
     def predict(
-        self, model: str, /, *, version: str | None = None, timeout_s: float | None = None, **fields: object
+        self, model: str, /, *, version: str | int | None = None, timeout_s: float | None = None, **fields: object
     ) -> dict[str, Any]:
         """Ask a model in the fields of its processor, or in `inputs` of nested lists if it has none.
 
@@ -128,11 +128,11 @@ class Client:
         """Return the name, version and extensions of the server."""
         return self._run(operations.describe_server())
 
-    def model_metadata(self, model: str, *, version: str | None = None) -> ModelMetadata:
+    def model_metadata(self, model: str, *, version: str | int | None = None) -> ModelMetadata:
         """Return the inputs and outputs of a model."""
         return self._run(operations.describe_model(model, version))
 
-    def is_ready(self, model: str | None = None, *, version: str | None = None) -> bool:
+    def is_ready(self, model: str | None = None, *, version: str | int | None = None) -> bool:
         """Tell whether the server, or a model, answers."""
         return self._run(operations.is_ready(model, version))
 
@@ -149,7 +149,7 @@ class Client:
         """Take a model out of service."""
         self._run(operations.change_model(model, "unload"))
 
-    def statistics(self, model: str | None = None, *, version: str | None = None) -> tuple[ModelStatistics, ...]:
+    def statistics(self, model: str | None = None, *, version: str | int | None = None) -> tuple[ModelStatistics, ...]:
         """Return what every version of every model, or of one, has done."""
         return self._run(operations.statistics(model, version))
 

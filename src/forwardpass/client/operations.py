@@ -75,7 +75,7 @@ def infer(
     model: str,
     inputs: Mapping[str, ArrayLike],
     *,
-    version: str | None,
+    version: str | int | None,
     outputs: Sequence[str] | None,
     timeout_s: float | None,
     priority: int | None,
@@ -238,7 +238,7 @@ def _from_list(output: _Output, spec: TensorSpec) -> Array:
         raise BadAnswer(f"the data of '{output.name}' do not fit {spec}") from error
 
 
-def predict(model: str, fields: Mapping[str, object], *, version: str | None) -> Operation[dict[str, Any]]:
+def predict(model: str, fields: Mapping[str, object], *, version: str | int | None) -> Operation[dict[str, Any]]:
     """Ask a model's processor, or a model without one with nested lists.
 
     Raises:
@@ -267,12 +267,12 @@ def describe_server() -> Operation[ServerMetadata]:
     return Operation(method="GET", path="/v2", read=lambda answer: _json(answer, ServerMetadata))
 
 
-def describe_model(model: str, version: str | None) -> Operation[ModelMetadata]:
+def describe_model(model: str, version: str | int | None) -> Operation[ModelMetadata]:
     """Ask for the inputs and outputs."""
     return Operation(method="GET", path=_model_path(model, version), read=lambda answer: _json(answer, ModelMetadata))
 
 
-def is_ready(model: str | None, version: str | None) -> Operation[bool]:
+def is_ready(model: str | None, version: str | int | None) -> Operation[bool]:
     """Ask whether the server or a model answers; a model that is not there does not."""
     path = "/v2/health/ready" if model is None else f"{_model_path(model, version)}/ready"
     return Operation(method="GET", path=path, read=_is_ready, accepts=(200, 400, 404, 503))
@@ -314,16 +314,16 @@ def change_model(model: str, action: str) -> Operation[None]:
     return Operation(method="POST", path=path, read=lambda answer: None, body=(b"{}",))
 
 
-def statistics(model: str | None, version: str | None) -> Operation[tuple[ModelStatistics, ...]]:
+def statistics(model: str | None, version: str | int | None) -> Operation[tuple[ModelStatistics, ...]]:
     """Ask what was done so far."""
     path = "/v2/models/stats" if model is None else f"{_model_path(model, version)}/stats"
     return Operation(method="GET", path=path, read=lambda answer: _json(answer, Statistics).model_stats)
 
 
 @lru_cache(maxsize=256)
-def _model_path(model: str, version: str | None) -> str:
+def _model_path(model: str, version: str | int | None) -> str:
     base = f"/v2/models/{quote(model, safe='')}"
-    return base if version is None else f"{base}/versions/{quote(version, safe='')}"
+    return base if version is None else f"{base}/versions/{quote(str(version), safe='')}"
 
 
 def _json(answer: Answer, kind: type[T]) -> T:

@@ -236,6 +236,11 @@ def _tensor_requests(
 
 def _only_model(target: Target, base: str, headers: Mapping[str, str]) -> str:
     answer = target.ask("POST", f"{base}/v2/repository/index", headers, b"{}")
+    if answer.status in (401, 403):
+        expected = f"an API key that may read and infer (the server answered with status {answer.status})"
+        raise InvalidOption(
+            option="--key", value="…" if "authorization" in map(str.lower, headers) else "", expected=expected
+        )
     if answer.status != 200:
         expected = (
             f"the model's name, since the server does not list its models (status {answer.status}); "

@@ -112,7 +112,7 @@ def line_chart(
     points = [point for line in series for point in line.points]
     heights = [height for point in points for height in (point.low, point.y, point.high)]
     heights += [limit] if limit is not None else []
-    x_axis = fit_axis(list(x_ticks), start=_LEFT + 8, end=WIDTH - _RIGHT - 8, is_log=log_x)
+    x_axis = fit_axis([*x_ticks, *(point.x for point in points)], start=_LEFT + 8, end=WIDTH - _RIGHT - 8, is_log=log_x)
     y_axis = fit_axis(heights, start=HEIGHT - _BOTTOM, end=_TOP, is_log=log_y, from_zero=True)
     parts = _frame(x_axis, y_axis, x_ticks, x_label=x_label, y_label=y_label, x_format="{:g}".format, y_format=y_format)
     if limit is not None:

@@ -108,7 +108,9 @@ class GrpcFront:
             else:
                 self.port = self._server.add_secure_port(address, credentials)
         except RuntimeError as error:
-            raise AddressInUse(address=address, reason="gRPC cannot bind it") from error
+            raise AddressInUse(
+                address=address, reason="gRPC cannot bind it", options="--host or --grpc-port"
+            ) from error
         await self._server.start()
 
     async def stop(self, grace_s: float) -> None:

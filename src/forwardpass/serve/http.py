@@ -479,4 +479,4 @@ def _log(exchange: Exchange, response: Answer) -> None:
         "status": response.status,
         "milliseconds": round((time.monotonic() - exchange.begun_s) * 1e3, 3),
     }
-    log.info("%s", " ".join(map(str, fields.values())), extra={"fields": fields})
+    log.info("%s ms", " ".join(map(str, fields.values())), extra={"fields": fields})

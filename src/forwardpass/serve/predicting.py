@@ -231,7 +231,8 @@ def _decode_inputs(body: bytes, signature: Signature) -> dict[str, Array]:
     try:
         given = msgspec.json.decode(body, type=_Inputs).inputs
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        hint = 'this model has no processor; send {"inputs": {"name": [[…]]}}'
+        names = ", ".join(f'"{spec.name}": [[…]]' for spec in signature.inputs)
+        hint = f'this model has no processor; send {{"inputs": {{{names}}}}}'
         raise MalformedRequest(reason=f"{error}; {hint}") from error
     specs = {spec.name: spec for spec in signature.inputs}
     tensors: dict[str, Array] = {}

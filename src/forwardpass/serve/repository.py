@@ -178,13 +178,20 @@ class Repository:
         previous = self._configs.get(name)
         self._configs[name] = ModelConfig(name=name, path=config.path, settings=config.settings, traffic=traffic)
         try:
-            await self.load(name)
-        except ForwardpassError:
+            async with self._locks.setdefault(name, asyncio.Lock()):
+                await self._load(self._config(name))
+        except ForwardpassError as error:
+            log.warning("the traffic of %s stays as it was: %s", name, error)
             if previous is None:
                 del self._configs[name]
             else:
                 self._configs[name] = previous
             raise
+        self._failures.pop(name, None)
+        self._unloaded.discard(name)
+        set_to = {"labels": traffic.labels, "split": traffic.split, "shadow": traffic.shadow}
+        words = ", ".join(f"{key}={value}" for key, value in set_to.items() if value)
+        log.info("the traffic of %s is set: %s", name, words or "the newest version gets all")
 
     async def watch(self, interval_s: float) -> None:
         """Look for changes until cancelled, and load what has changed; a bundle that is being copied is tried again."""

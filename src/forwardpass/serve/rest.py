@@ -175,7 +175,7 @@ def header_timeout_s(headers: Mapping[bytes, bytes]) -> float | None:
     if text is None:
         return None
     if not text.isdigit() or len(text) > MAX_DIGITS or int(text) == 0:
-        raise MalformedRequest(reason="the header X-Request-Timeout-Ms must be a positive number of milliseconds")
+        raise MalformedRequest(reason="the header X-Request-Timeout-Ms must be a positive whole number of milliseconds")
     return int(text) / 1e3
 
 

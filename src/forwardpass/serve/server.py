@@ -7,10 +7,11 @@ import contextlib
 import gc
 import ipaddress
 import logging
+import math
 import os
 import signal
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from forwardpass.core.batching import QueueStatistics
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
     from forwardpass.serve.grpc_front import GrpcFront
 
 __all__ = ["Server", "serve"]
+
+SAME_SIGNAL_S = 0.5
+"""Supervisors and wrappers tell a process and its group, so one wish to stop may arrive twice."""
 
 SETTLE_S = 0.1
 """Requests that are on their way when the server is told to stop are still read, and told that they are the last."""
@@ -65,7 +69,7 @@ class Server:
         )
 
     async def start(self) -> None:
-        """Load the models, wait until each has checked its golden answers, and listen.
+        """Reserve the port, load the models, wait until each has checked its golden answers, and listen.
 
         Raises:
             BundleError: a bundle cannot be trusted.
@@ -75,15 +79,16 @@ class Server:
             AddressInUse: the port is taken.
         """
         self._connections = Connections(max_connections=self._settings.max_connections)
-        try:
+        async with contextlib.AsyncExitStack() as undoing:
+            undoing.callback(self._application.close)
+            undoing.push_async_callback(self.repository.stop)
+            self._listener = await self._bind()
+            undoing.callback(self._listener.close)
             await self.repository.start()
             await self._listen()
             if self._settings.grpc_port is not None:
                 await self._start_grpc()
-        except BaseException:
-            await self.repository.stop()
-            self._application.close()
-            raise
+            undoing.pop_all()
         if self._settings.watch_s is not None:
             self._watching = asyncio.ensure_future(self.repository.watch(self._settings.watch_s))
 
@@ -169,21 +174,30 @@ class Server:
     def _on_change(self) -> None:
         self._application.rebuild()
 
-    async def _listen(self) -> None:
-        loop = asyncio.get_running_loop()
-        host, port = self._settings.host, self._settings.port
+    async def _bind(self) -> asyncio.Server:
+        """Take the port before models are loaded, which may last: a port in use is told at once."""
         application = self._application
-        try:
-            self._listener = await loop.create_server(
+        with self._naming_address():
+            return await asyncio.get_running_loop().create_server(
                 lambda: HttpConnection(application.admit, application.handle, self._settings, self._connections),
-                host,
-                port,
+                self._settings.host,
+                self._settings.port,
                 backlog=1024,
                 ssl=self._tls,
+                start_serving=False,
             )
+
+    async def _listen(self) -> None:
+        with self._naming_address():
+            await self._listener.start_serving()
+
+    @contextlib.contextmanager
+    def _naming_address(self) -> Iterator[None]:
+        try:
+            yield
         except OSError as error:
             reason = os.strerror(error.errno).lower() if error.errno else str(error)
-            raise AddressInUse(address=f"{host}:{port}", reason=reason) from error
+            raise AddressInUse(address=f"{self._settings.host}:{self._settings.port}", reason=reason) from error
 
 
 def serve(
@@ -210,11 +224,14 @@ async def _serve(config: ServeConfig, on_ready: Callable[[Server], None] | None)
     forbid_dumps()
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
+    told_s = math.inf
 
     def on_signal() -> None:
-        if stopping.is_set():
+        nonlocal told_s
+        if loop.time() - told_s > SAME_SIGNAL_S:
             log.warning("second signal: ending at once")
             os._exit(1)
+        told_s = min(told_s, loop.time())
         stopping.set()
 
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -234,11 +251,12 @@ async def _serve(config: ServeConfig, on_ready: Callable[[Server], None] | None)
     starting.result()
     gc.freeze()  # what is there by now stays: the collector need not look at it again and again
     grpc = f", gRPC on port {server.grpc_port}" if server.grpc_port is not None else ""
+    log.info("a page to try it: %s/docs", server.url)
     log.info("ready on %s%s", server.url, grpc)
     if on_ready is not None:
         on_ready(server)
     await waiting
-    log.info("draining")
+    log.info("draining: no new connections, what was accepted is answered within %g s", config.settings.grace_s)
     await server.stop()
     log.info("stopped")
 
@@ -256,6 +274,8 @@ def _is_loopback(host: str) -> bool:
 
 def _tls(settings: ServeSettings) -> ssl.SSLContext | None:
     if settings.certificate is None:
+        if settings.private_key is not None or settings.client_ca is not None:
+            raise InvalidOption(option="--tls-cert", value="", expected="the certificate that --tls-key belongs to")
         return None
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
@@ -265,6 +285,13 @@ def _tls(settings: ServeSettings) -> ssl.SSLContext | None:
             context.load_verify_locations(settings.client_ca)
             context.verify_mode = ssl.CERT_REQUIRED
     except (OSError, ssl.SSLError) as error:
-        expected = f"PEM files of a certificate and its key ({error.strerror or error})"
+        reason = "the key is missing, see --tls-key" if settings.private_key is None else error.strerror or error
+        expected = f"PEM files of a certificate and its key ({_without_source(str(reason))})"
         raise InvalidOption(option="--tls-cert", value=str(settings.certificate), expected=expected) from error
     return context
+
+
+def _without_source(reason: str) -> str:
+    """Put OpenSSL's error into words, without the line of the interpreter's source where it was seen."""
+    words = reason.partition(" (_ssl.c")[0].removeprefix("[SSL] ")
+    return "they cannot be read as such" if words == "PEM lib" else words.lower()

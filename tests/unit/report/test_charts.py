@@ -91,6 +91,21 @@ def test_a_line_chart_holds_every_point(
     assert_inside(parse(svg), num_dots=sum(len(line.points) for line in lines))
 
 
+def test_points_beyond_the_last_tick_keep_their_distance() -> None:
+    """A run of 14 seconds with a tick at 10 is drawn to its end."""
+    points = tuple(Point(x=at, y=1.0, low=1.0, high=1.0, title="") for at in (0.0, 10.0, 12.0, 14.0))
+    svg = line_chart(
+        [Series(name="p50", points=points, tone=0)],
+        title="",
+        x_label="",
+        y_label="",
+        y_format="{:g}".format,
+        x_ticks=[0.0, 5.0, 10.0],
+    )
+    places = [float(dot.attrib["cx"]) for dot in find(parse(svg), "circle")]
+    assert places[3] - places[2] == pytest.approx(places[2] - places[1], abs=0.1)
+
+
 @given(points=st.lists(scatter_points(), max_size=8), log_x=st.booleans())
 def test_a_scatter_chart_holds_every_point_and_names_each(points: list[ScatterPoint], log_x: bool) -> None:
     svg = scatter_chart(
