@@ -15,9 +15,13 @@ import pytest
 import torch
 from torch import nn
 
-from forwardpass.core.samples import SampleGroup, Samples
+from forwardpass.convert import TorchSource
+from forwardpass.core.metrics import METRICS
+from forwardpass.core.samples import SampleGroup, Samples, SampleSplits
+from forwardpass.core.slo import QualityFloor
 from forwardpass.errors import CannotPrune, InvalidOption, InvalidSamples, InvalidStudent, NothingGained
 from forwardpass.lean import (
+    LeanSettings,
     PruneSettings,
     SparsitySettings,
     StudentSettings,
@@ -31,6 +35,8 @@ from forwardpass.lean import (
 from forwardpass.lean.counting import count_multiply_adds, example_of
 from forwardpass.lean.dependencies import channel_groups, without_channels
 from forwardpass.lean.sparsity import mask_zeros
+from forwardpass.samples import load_splits
+from forwardpass.wiring.leaner import lean_variants
 from tests.integration import lean_modules
 
 ROOT = Path(__file__).parents[2]
@@ -309,3 +315,61 @@ def test_groups_are_found_in_the_order_of_the_layers() -> None:
     found = [(group.name, group.num_channels) for group in channel_groups(lean_modules.build(), example_of(pixels()))]
     assert [name for name, _ in found][-1] == "head"
     assert ("inner.0", 32) in found
+
+
+def test_the_same_wishes_make_the_same_files_again(tmp_path: Path) -> None:
+    generator = np.random.default_rng(3)
+    images = generator.standard_normal((60, 1, 8, 8)).astype(np.float32)
+    np.savez(tmp_path / "samples.npz", pixels=images)
+    recipes = []
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        splits = load_splits(str(tmp_path / "samples.npz"))
+        source = TorchSource(reference="tests.integration.lean_modules:build")
+        asked = LeanSettings(
+            prune=PruneSettings(share=0.5),
+            sparsity=SparsitySettings(share=0.5),
+            student=StudentSettings(reference="tests.integration.lean_modules:build_small"),
+            training=TrainSettings(num_epochs=2),
+        )
+        with lean_variants(
+            source,
+            splits,
+            METRICS["cosine"],
+            folder=tmp_path / folder,
+            floor=QualityFloor.parse("1%"),
+            settings=asked,
+            opset=None,
+            axes=None,
+            progress=silent,
+        ) as made:
+            assert [variant.name for variant in made] == ["pruned-50", "sparse-50", "distilled"]
+            recipes.append([variant.recipe for variant in made])
+        assert sorted(it.name for it in (tmp_path / folder).iterdir()) == [
+            "distilled.onnx",
+            "pruned-50.onnx",
+            "sparse-50.onnx",
+        ]
+    assert recipes[0] == recipes[1]
+    assert [step.operation for step in recipes[0][0].steps] == ["prune-channels", "train", "convert"]
+    for file in ("distilled.onnx", "pruned-50.onnx", "sparse-50.onnx"):
+        assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
+
+
+def test_an_onnx_file_is_not_a_network(tmp_path: Path) -> None:
+    splits = SampleSplits(calibration=pixels(), validation=pixels(), test=pixels())
+    with (
+        pytest.raises(CannotPrune, match=r"finished graph. Name the PyTorch source: package\.module:factory with --w"),
+        lean_variants(
+            tmp_path / "model.onnx",
+            splits,
+            METRICS["cosine"],
+            folder=tmp_path,
+            floor=QualityFloor.parse("1%"),
+            settings=LeanSettings(prune=PruneSettings()),
+            opset=None,
+            axes=None,
+            progress=silent,
+        ),
+    ):
+        pass

@@ -129,13 +129,15 @@ class TrainSettings:
         for name, value in counts.items():
             if value < (0 if name == "num_epochs" else 1):
                 raise InvalidOption(option=name, value=str(value), expected="a positive number")
-        if not (0 < self.learning_rate < 1 and self.temperature > 0):
-            given = f"{self.learning_rate}, {self.temperature}"
-            expected = "a rate between 0 and 1, and a temperature above 0"
-            raise InvalidOption(option="learning_rate, temperature", value=given, expected=expected)
-        if not (0 <= self.label_weight <= 1 and self.hidden_weight >= 0):
-            given = f"{self.label_weight}, {self.hidden_weight}"
-            raise InvalidOption(option="label_weight, hidden_weight", value=given, expected="0 to 1, and 0 or more")
+        limits = {
+            "learning_rate": (0 < self.learning_rate < 1, "a rate between 0 and 1, such as 0.001"),
+            "temperature": (self.temperature > 0, "more than 0"),
+            "label_weight": (0 <= self.label_weight <= 1, "0 to 1"),
+            "hidden_weight": (self.hidden_weight >= 0, "0 or more"),
+        }
+        for name, (is_met, expected) in limits.items():
+            if not is_met:
+                raise InvalidOption(option=name, value=str(getattr(self, name)), expected=expected)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 
 from forwardpass.core.metrics import Metric
 from forwardpass.core.protocols import Progress
-from forwardpass.core.samples import SampleSplits
+from forwardpass.core.samples import Samples, SampleSplits
 from forwardpass.core.slo import QualityFloor
 from forwardpass.core.variants import Variant
-from forwardpass.errors import CannotPrune
+from forwardpass.errors import CannotPrune, InvalidSamples
 from forwardpass.samples import load_samples
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def lean_variants(
     lessons = splits.calibration
     if settings.train_data:
         lessons = load_samples(settings.train_data)
-        replace(splits, calibration=lessons).check_disjoint(origin=settings.train_data)
+        _check_unseen(lessons, splits, settings.train_data)
     work = LeanWork(
         teacher=load_module(source.reference, weights=source.weights),
         splits=splits,
@@ -71,3 +71,12 @@ def lean_variants(
     )
     yield make_lean_variants(work, progress=progress)
     work.tidy()
+
+
+def _check_unseen(lessons: Samples, splits: SampleSplits, origin: str) -> None:
+    try:
+        replace(splits, calibration=lessons).check_disjoint(origin=origin)
+    except InvalidSamples as error:
+        reason = "some of them are in the validation or test split of --data, too, where a network is judged by them"
+        hint = "Learn from others, or leave --train-data out to learn from the calibration split."
+        raise InvalidSamples(origin=origin, reason=reason, hint=hint) from error
