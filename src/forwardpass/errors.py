@@ -243,8 +243,9 @@ class UntrustedPickle(UsageError, PermissionError):
     def __init__(self, *, path: str) -> None:
         self.path = path
         super().__init__(
-            f"Refusing to load '{path}': it is a pickle, and loading a pickle can run code. Save the weights with "
-            "safetensors.torch.save_file, or pass --trust-pickle if you made this file yourself."
+            f"Refusing to load '{path}': it is a pickle, and loading a pickle can run code. Save weights with "
+            "safetensors.torch.save_file, an estimator with skops.io.dump, or pass --trust-pickle if you made this "
+            "file yourself."
         )
 
 

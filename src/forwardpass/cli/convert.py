@@ -63,7 +63,8 @@ def command(
 ) -> None:
     """Convert MODEL and run the result on a grid of shapes against its source before keeping it.
 
-    MODEL is package.module:factory (PyTorch) or an ONNX file.
+    MODEL is package.module:factory (PyTorch), an ONNX file, or an estimator of scikit-learn, XGBoost or LightGBM
+    (.skops; with --trust-pickle .joblib and .pkl).
 
     \b
     Example:

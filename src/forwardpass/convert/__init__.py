@@ -1,6 +1,7 @@
 """Source in, verified file out: nothing is called converted before it has answered like its source."""
 
 from forwardpass.convert.converting import PARITY_TOLERANCE, convert_to_onnx
+from forwardpass.convert.estimators import plain_estimator
 from forwardpass.convert.forms import TARGETS, convert
 from forwardpass.convert.pickles import plain_weights
 from forwardpass.convert.values import Conversion, OutputCheck, ParityCheck, TorchSource
@@ -14,5 +15,6 @@ __all__ = [
     "TorchSource",
     "convert",
     "convert_to_onnx",
+    "plain_estimator",
     "plain_weights",
 ]

@@ -76,12 +76,16 @@ def profile_model(
         UsageError: the model or the samples cannot be used.
         ChildFailed: a measuring process ended before it answered.
     """
-    from forwardpass.convert import plain_weights
+    from forwardpass.convert import plain_estimator, plain_weights
     from forwardpass.profile import ProfileSettings, describe_machine, profile_variants
 
     chosen = settings or ProfileSettings()
-    with plain_weights(weights, trust_pickle=trust_pickle) as plain:
-        variants = side_by_side([str(model), *map(str, against)], weights=plain)
+    samples = load_splits(data).calibration if data else None
+    with (
+        plain_weights(weights, trust_pickle=trust_pickle) as plain,
+        plain_estimator(str(model), samples, trust_pickle=trust_pickle) as plain_model,
+    ):
+        variants = side_by_side([plain_model, *map(str, against)], weights=plain)
         calls = calls_for(variants[0], data, chosen.batch_sizes, axis_sizes or {})
         profiles = profile_variants(variants, calls, settings=chosen, progress=progress)
     return ProfileReport(model=str(model), profiles=profiles, machine=describe_machine())
@@ -119,11 +123,14 @@ def convert_model(
         UsageError: the source or the samples cannot be used.
         ConversionError: it cannot be converted, or the result answers differently.
     """
-    from forwardpass.convert import convert, plain_weights
+    from forwardpass.convert import convert, plain_estimator, plain_weights
 
     samples = load_splits(data).calibration if data else None
-    with plain_weights(weights, trust_pickle=trust_pickle) as plain:
-        source = conversion_source(str(model), plain)
+    with (
+        plain_weights(weights, trust_pickle=trust_pickle) as plain,
+        plain_estimator(str(model), samples, trust_pickle=trust_pickle) as plain_model,
+    ):
+        source = conversion_source(plain_model, plain)
         return convert(
             source,
             samples,
@@ -184,7 +191,7 @@ def optimize_model(
         UsageError: the source, the samples or the metric cannot be used.
         ConversionError: the model cannot be converted to ONNX.
     """
-    from forwardpass.convert import convert_to_onnx, plain_weights
+    from forwardpass.convert import convert_to_onnx, plain_estimator, plain_weights
     from forwardpass.optimize import OptimizeSettings
     from forwardpass.optimize import optimize_model as optimize
     from forwardpass.ship import source_variant
@@ -194,8 +201,11 @@ def optimize_model(
     chosen_settings = settings or OptimizeSettings()
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
-    with plain_weights(weights, trust_pickle=trust_pickle) as plain:
-        source = conversion_source(str(model), plain)
+    with (
+        plain_weights(weights, trust_pickle=trust_pickle) as plain,
+        plain_estimator(str(model), splits.calibration, trust_pickle=trust_pickle) as plain_model,
+    ):
+        source = conversion_source(plain_model, plain)
         conversion = convert_to_onnx(
             source, splits.calibration, out=folder / "onnx-fp32.onnx", opset=opset, axes=axes, progress=progress
         )
@@ -257,7 +267,7 @@ def ship_model(
         ConversionError: the model cannot be converted to ONNX.
         EnvironmentProblem: a package is missing, the disk is full, or another process works on the same bundle.
     """
-    from forwardpass.convert import plain_weights
+    from forwardpass.convert import plain_estimator, plain_weights
     from forwardpass.optimize import OptimizeSettings
     from forwardpass.ship import ShipRequest, ship
 
@@ -268,9 +278,12 @@ def ship_model(
     if processor:
         open_processor(processor, Path(processor_folder), signature_of_samples(splits.calibration))
     key = source_key(conversion_source(str(model), weights))
-    with plain_weights(weights, trust_pickle=trust_pickle) as plain:
+    with (
+        plain_weights(weights, trust_pickle=trust_pickle) as plain,
+        plain_estimator(str(model), splits.calibration, trust_pickle=trust_pickle) as plain_model,
+    ):
         request = ShipRequest(
-            source=conversion_source(str(model), plain),
+            source=conversion_source(plain_model, plain),
             source_key=key,
             splits=splits,
             name=checked_name(name or Path(out).absolute().name),
