@@ -151,3 +151,26 @@ def test_a_metric_without_its_labels_ends_the_search_with_a_sentence(
     )
     with pytest.raises(InvalidMetric, match="the samples have no labels"):
         run(baseline, unlabelled, tmp_path, "accuracy")
+
+
+def test_a_variant_that_was_made_before_is_judged_as_it_is_and_in_int8(
+    baseline: Variant, splits: SampleSplits, tmp_path: Path
+) -> None:
+    leaner = replace(baseline, name="pruned-50")
+    result = optimize_model(
+        baseline,
+        baseline,
+        splits,
+        METRICS["cosine"],
+        workdir=tmp_path,
+        settings=SETTINGS,
+        also=(leaner,),
+        progress=silent,
+    )
+    for name in ("pruned-50", "pruned-50-int8-static"):
+        assert result.find(name).profile is not None
+    assert result.find("pruned-50-int8-static").variant.location == str(tmp_path / "pruned-50" / "int8-static.onnx")
+    assert [it.name for it in (tmp_path / "pruned-50").iterdir()] == ["int8-static.onnx"]
+    exact = result.find("pruned-50").test_difference
+    assert exact is not None
+    assert exact.value == 0.0

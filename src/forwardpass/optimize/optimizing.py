@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -67,7 +67,8 @@ def optimize_model(
 ) -> Optimization:
     """Make and measure variants of `baseline`, the ONNX form of `source`, and choose one.
 
-    `also` are variants that were made before, such as a pruned network: they are measured and judged like the others.
+    `also` are float variants that were made before, such as a pruned network: they are measured and judged like the
+    others, each as it is and in INT8.
 
     The search sees the calibration and validation splits; the test split is scored once, for the report. A candidate
     that cannot be made or run is reported as failed and does not stop the others.
@@ -93,6 +94,7 @@ def optimize_model(
         entries += [_Entry(variant=variant) for variant in also]
         _score_all(entries, scorer, progress, needed=needed)
         entries += _make_mixed(workshop, entries, scorer, _floor(entries[0], metric, settings), progress)
+        entries += _make_int8_of(also, workshop, scorer, progress)
     finally:
         workshop.tidy()
     _profile_all(entries, splits.validation, settings, progress, needed=needed)
@@ -176,6 +178,25 @@ def _make_mixed(
     entry = _attempt(MIXED, Precision.INT8_STATIC, workshop, partial(build_mixed, workshop, holds=holds))
     _score_one(entry, scorer, is_needed=False)
     return [entry]
+
+
+def _make_int8_of(variants: Sequence[Variant], workshop: Workshop, scorer: _Scorer, progress: Progress) -> list[_Entry]:
+    """Quantise networks that were made leaner before: what they gain and what 8 bits gain add up."""
+    blueprint = next(plan for plan in blueprints() if plan.precision is Precision.INT8_STATIC)
+    entries = []
+    for variant in variants:
+        name = f"{variant.name}-{blueprint.name}"
+        progress(f"making {name}", done=SHARE_OF_MAKING + SHARE_OF_SCORING)
+        inner = replace(workshop, baseline=variant, folder=workshop.folder / variant.name, plans={})
+        inner.folder.mkdir(exist_ok=True)
+        try:
+            entry = _attempt(name, blueprint.precision, inner, partial(build, blueprint, inner))
+        finally:
+            inner.tidy()
+        entry.variant = replace(entry.variant, name=name)
+        _score_one(entry, scorer, is_needed=False)
+        entries.append(entry)
+    return entries
 
 
 def _attempt(name: str, precision: Precision, workshop: Workshop, make: Callable[[], Variant]) -> _Entry:
