@@ -115,7 +115,7 @@ MISTAKES = [
     (("serve", "broken.onnx", "--port", "0"), 2, "Cannot load the model 'broken.onnx'"),
     (("serve", "bundle", "--variant", "int9"), 2, "expected one of onnx-fp32"),
     (("serve", "bundle", "--prot", "1"), 2, "No such option '--prot'"),
-    (("shop",), 2, "No such command 'shop'"),
+    (("shop",), 2, "No such command 'shop'. Did you mean 'ship'?"),
 ]
 
 

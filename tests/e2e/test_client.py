@@ -345,6 +345,10 @@ def test_tls_is_verified(root: Path, tmp_path: Path) -> None:
         asyncio.run(run())
     with pytest.raises(InvalidOption, match="expected PEM files"):
         Client("https://localhost", ca=tmp_path / "nothing.pem")
+    with pytest.raises(InvalidOption) as readable:
+        Client("localhost:8000", ca=tmp_path / "ca.pem")
+    expected = "Invalid value 'http://localhost:8000' for url: expected 'https://…', since ca or certificate is given."
+    assert str(readable.value) == expected
 
 
 def test_a_server_that_stops_is_unreachable_or_not_ready(root: Path, ask: Ask) -> None:

@@ -172,6 +172,8 @@ def test_every_mistake_of_a_configuration_is_told_at_once(tmp_path: Path, bundle
     path = tmp_path / "serve.toml"
     path.write_text(f"""
 colour = "red"
+threads = 2
+grace = 5
 [server]
 port = 70000
 speed = 3
@@ -201,6 +203,8 @@ steps = []
     told = "\n".join(caught.value.mistakes)
     for part in (
         "'colour' is not known",
+        "'threads' belongs into [defaults] or a [[models]]",
+        "'grace' belongs into the section [server]",
         "server.port: Expected `int` <= 65535",
         "server.speed: is not known; there are host, port",
         "server.repository: there is no folder",
@@ -218,7 +222,7 @@ steps = []
         "pipelines[1].steps: Expected `array` of length >= 1",
     ):
         assert part in told
-    assert len(caught.value.mistakes) == 16
+    assert len(caught.value.mistakes) == 18
 
 
 def test_a_pipeline_is_read_as_it_is_written(tmp_path: Path, bundle: Path) -> None:

@@ -43,6 +43,17 @@ class Tls:
     certificate: Path | None = None
     private_key: Path | None = None
 
+    def check(self, address: Address) -> None:
+        """Refuse an address without TLS where the caller has set up TLS: keys would go over the network readable.
+
+        Raises:
+            InvalidOption: it is such an address.
+        """
+        is_set_up = self.authority is not None or self.certificate is not None
+        if is_set_up and not address.is_tls:
+            expected = "'https://…', since ca or certificate is given"
+            raise InvalidOption(option="url", value=address.url, expected=expected)
+
     def context(self) -> ssl.SSLContext:
         """Make what connections need.
 

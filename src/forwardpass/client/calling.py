@@ -76,6 +76,7 @@ def make_peer(
         InvalidOption: something of it cannot be.
     """
     address = parse_url(url)
+    tls.check(address)
     for option, value, least in (("timeout_s", timeout_s, 0), ("max_connections", max_connections, 0)):
         if value <= least:
             raise InvalidOption(option=option, value=str(value), expected=f"more than {least}")

@@ -144,6 +144,8 @@ def describe_config(config: ServeConfig) -> Iterator[str]:
     """Return what is in force, a line for the server and one for each model; what the profile decides is left out."""
     server = asdict(config.settings)
     del server["model"]
+    if config.settings.otlp is None:
+        del server["trace_sample"]
     yield "server: " + _listed(server | {"repository": config.repository})
     for model in config.models:
         settings = asdict(model.settings) | {"slo": model.settings.slo}
@@ -175,7 +177,7 @@ class _Reader:
 
     def read(self, document: dict[str, Any]) -> ServeConfig:
         for key in document.keys() - {"server", "defaults", "models", "pipelines"}:
-            self.mistakes.append(f"'{key}' is not known; there are server, defaults, models and pipelines")
+            self.mistakes.append(f"'{key}' {_where_it_belongs(key)}")
         server = self._section(document.get("server", {}), "server", _Server)
         defaults = self._model_settings(self._section(document.get("defaults", {}), "defaults", _Defaults), "defaults")
         fields = {name: value for name, value in server.items() if name != "repository"}
@@ -259,7 +261,7 @@ class _Reader:
             try:
                 fields[key] = msgspec.convert(value, types[key])
             except msgspec.ValidationError as error:
-                self.mistakes.append(f"{where}.{key}: {error}")
+                self.mistakes.append(f"{where}.{key}: {str(error).replace(' | null', '')}")
         return fields
 
     def _model_settings(self, fields: dict[str, Any], where: str) -> dict[str, Any]:
@@ -283,6 +285,17 @@ class _Reader:
         except (ForwardpassError, BundleError) as error:
             self.mistakes.append(f"{where}: {error}")
             return None
+
+
+def _where_it_belongs(key: str) -> str:
+    """Tell somebody who has written a key outside all sections what to do with it."""
+    if key in _Server.__struct_fields__:
+        return "belongs into the section [server]"
+    if key in _Defaults.__struct_fields__:
+        return "belongs into [defaults] or a [[models]]"
+    if key in ("model", "pipeline"):
+        return f"is not known; write [[{key}s]], once for each"
+    return "is not known; there are server, defaults, models and pipelines"
 
 
 def _step(fields: dict[str, Any]) -> StepConfig:

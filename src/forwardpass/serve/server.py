@@ -149,7 +149,9 @@ class Server:
 
     def learn_table(self, model: str, table: LatencyTable) -> None:
         """Take over latencies of a model that were measured after the start, and batch as they advise."""
-        self.repository.models[model].default.learn_table(table)
+        version = self.repository.models[model].default
+        version.learn_table(table)
+        log.info("profiled in the background: %s", version.describe())
 
     def statistics(self, model: str | None = None) -> QueueStatistics:
         """Return what the queue of a model holds and has done; of the only one, without a name."""
