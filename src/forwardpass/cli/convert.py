@@ -63,8 +63,9 @@ def command(
 ) -> None:
     """Convert MODEL and run the result on a grid of shapes against its source before keeping it.
 
-    MODEL is package.module:factory (PyTorch), an ONNX file, or an estimator of scikit-learn, XGBoost or LightGBM
-    (.skops; with --trust-pickle .joblib and .pkl).
+    MODEL is package.module:factory (PyTorch), a .pt2 or TorchScript file, a folder with config.json and safetensors
+    (transformers), an ONNX file, or an estimator of scikit-learn, XGBoost or LightGBM (.skops; with --trust-pickle
+    .joblib and .pkl).
 
     \b
     Example:

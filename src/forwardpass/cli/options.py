@@ -52,8 +52,8 @@ def source_options(function: Command) -> Command:
         click.option(
             "--trust-pickle",
             is_flag=True,
-            help="Allow --weights to be a pickled checkpoint, read in a process of its own, tensors only; or MODEL to be "
-            "a pickled estimator, read in a process of its own, where it may run any code.",
+            help="Allow --weights to be a pickled checkpoint, read in a process of its own, tensors only; or MODEL to "
+            "be a pickled estimator, read in a process of its own, where it may run any code.",
         ),
     )
     return _apply(function, options)

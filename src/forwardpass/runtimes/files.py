@@ -7,7 +7,7 @@ from pathlib import Path
 
 from forwardpass.core.variants import SUFFIXES, Format
 
-__all__ = ["companions", "format_of"]
+__all__ = ["companions", "format_of", "is_torch_path"]
 
 _BY_SUFFIX = {suffix: format for format, suffix in SUFFIXES.items() if format is not Format.TORCHSCRIPT}  # noqa: A001
 
@@ -21,6 +21,13 @@ def format_of(path: Path) -> Format:
     if by_name is not None:
         return by_name
     return _format_of_archive(path) or Format.ONNX
+
+
+def is_torch_path(path: Path) -> bool:
+    """Tell whether PyTorch makes a module of it: a folder of transformers', a `torch.export` or TorchScript file."""
+    if path.is_dir():
+        return (path / "config.json").is_file()
+    return path.is_file() and format_of(path) in (Format.PT2, Format.TORCHSCRIPT)
 
 
 def companions(format: Format, location: Path) -> tuple[Path, ...]:  # noqa: A002

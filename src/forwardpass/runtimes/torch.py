@@ -6,12 +6,22 @@ import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from forwardpass.core.references import resolve_reference
 from forwardpass.core.tensors import BATCH_AXIS, Array, Signature, Tensors, TensorSpec
-from forwardpass.errors import InvalidModel, InvalidReference, MissingExtra, SourceNotFound, UntrustedPickle
+from forwardpass.core.variants import Format
+from forwardpass.errors import (
+    InvalidModel,
+    InvalidOption,
+    InvalidReference,
+    MissingExtra,
+    SourceNotFound,
+    UntrustedPickle,
+)
+from forwardpass.runtimes.files import format_of
 from forwardpass.runtimes.options import RuntimeOptions
 from forwardpass.runtimes.weights import is_pickle
 
@@ -36,7 +46,8 @@ class TorchRuntime:
 
     def __init__(self, module: nn.Module, *, options: RuntimeOptions) -> None:
         torch.set_num_threads(options.num_threads)
-        self.module = module.eval()
+        # What torch.export made is fixed in its mode already, and refuses to be asked.
+        self.module = module if isinstance(module, torch.fx.GraphModule) else module.eval()
         self._signature: Signature | None = None
 
     @classmethod
@@ -98,6 +109,8 @@ def load_module(reference: str, *, weights: str = "") -> nn.Module:
         UntrustedPickle: the weights are a pickle.
         InvalidModel: the weights do not fit the module.
     """
+    if Path(reference).exists():
+        return _load_path(Path(reference), weights)
     factory = resolve_reference(reference)
     if not callable(factory):
         raise InvalidReference(reference=reference, reason="it is not a function or class")
@@ -116,8 +129,27 @@ def load_module(reference: str, *, weights: str = "") -> nn.Module:
     return module.eval()
 
 
+def _load_path(path: Path, weights: str) -> nn.Module:
+    """Load a folder of transformers', a `torch.export` program or a TorchScript file."""
+    if weights:
+        raise InvalidOption(option="--weights", value=weights, expected=f"none: '{path}' has its own")
+    if path.is_dir():
+        from forwardpass.runtimes.pretrained import load_pretrained
+
+        return load_pretrained(path)
+    from forwardpass.runtimes.torch_files import load_program, load_script
+
+    if format_of(path) is Format.PT2:
+        return load_program(str(path))[0].module()
+    script: nn.Module = load_script(str(path))[0]
+    return script
+
+
 def input_names(module: nn.Module) -> tuple[str, ...]:
     """Return the names of `forward`'s arguments."""
+    if isinstance(module, torch.jit.ScriptModule):
+        script: Any = module.forward
+        return tuple(argument.name for argument in script.schema.arguments[1:])
     return tuple(inspect.signature(module.forward).parameters)
 
 

@@ -17,7 +17,7 @@ from forwardpass.core.references import is_reference, resolve_reference
 from forwardpass.core.samples import SampleSplits
 from forwardpass.core.variants import Format, Precision, Variant
 from forwardpass.errors import InvalidMetric, InvalidOption, InvalidSamples, SourceNotFound
-from forwardpass.runtimes import RuntimeOptions, format_of, open_runtime
+from forwardpass.runtimes import RuntimeOptions, format_of, is_torch_path, open_runtime
 from forwardpass.samples import load_splits
 
 if TYPE_CHECKING:
@@ -49,8 +49,10 @@ def _variants_of(model: str, *, weights: str) -> tuple[Variant, ...]:
         return tuple(bundled_variants(open_bundle(path)))
     if path.is_file():
         return (Variant(name=path.stem, format=format_of(path), precision=Precision.FP32, location=str(path)),)
-    if not is_reference(model):
-        raise SourceNotFound(path=model, expected="a model file, a bundle, or 'package.module:factory'")
+    if not (is_torch_path(path) or is_reference(model)):
+        raise SourceNotFound(
+            path=model, expected="a model file, a bundle, a folder with config.json, or 'package.module:factory'"
+        )
     return (Variant(name="source", format=Format.TORCH, precision=Precision.FP32, location=model, weights=weights),)
 
 
@@ -114,10 +116,14 @@ def conversion_source(model: str, weights: str) -> TorchSource | Path:
     from forwardpass.convert import TorchSource
 
     path = Path(model)
+    if is_torch_path(path):
+        return TorchSource(reference=model, weights=weights)
     if path.is_file():
         return path
     if not is_reference(model):
-        raise SourceNotFound(path=model, expected="an ONNX file or 'package.module:factory'")
+        raise SourceNotFound(
+            path=model, expected="a model file, a folder with config.json, or 'package.module:factory'"
+        )
     if weights and not Path(weights).is_file():
         raise SourceNotFound(path=weights, expected="a .safetensors file")
     return TorchSource(reference=model, weights=weights)
@@ -131,6 +137,8 @@ def source_key(source: TorchSource | Path) -> str:
     digest = hashlib.sha256()
     if isinstance(source, Path):
         files = [source]
+    elif is_torch_path(given := Path(source.reference)):
+        files = sorted(file for file in given.iterdir() if file.is_file()) if given.is_dir() else [given]
     else:
         digest.update(source.reference.encode())
         resolve_reference(source.reference)
