@@ -328,11 +328,15 @@ def _cost(box: _Box, taken: list[_Box]) -> float:
 # --- bars ----------------------------------------------------------------------------------------------------------
 
 
+_LEGEND_ROOM = 1.25
+"""Names of operators, such as FusedGemm, have more wide letters than the labels that the estimate is made for."""
+
+
 def _legend(tones: Mapping[str, int]) -> tuple[list[str], float]:
     """Draw the names of the parts in as many lines as they need; return them and where the bars begin."""
     parts, x, y = [], 0.0, 14.0
     for label, tone in tones.items():
-        width = 18 + text_width(label) + 16
+        width = 17 + _LEGEND_ROOM * text_width(label) + 16
         if x and x + width > WIDTH:
             x, y = 0.0, y + 20
         parts.append(element("rect", class_=_part_class(tone), x=x, y=y - 10, width=11.0, height=11.0, rx=2.0))
