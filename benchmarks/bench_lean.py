@@ -100,10 +100,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--epochs", type=int, default=6, help="of the CNN and of its recovery")
+    parser.add_argument("--round-to", type=int, default=16, help="channel counts are multiples of it")
     arguments = parser.parse_args()
     torch.manual_seed(SEED)
     with tempfile.TemporaryDirectory() as name:
-        pruning = bench_pruning(Path(name), arguments.epochs, arguments.rounds)
+        pruning = bench_pruning(Path(name), arguments.epochs, arguments.rounds, arguments.round_to)
         distillation = bench_distillation(Path(name), arguments.rounds)
     result = {
         "benchmark": "lean",
@@ -115,13 +116,15 @@ def main() -> None:
     print(msgspec.json.encode(result).decode())
 
 
-def bench_pruning(folder: Path, num_epochs: int, num_rounds: int) -> dict[str, object]:
+def bench_pruning(folder: Path, num_epochs: int, num_rounds: int, round_to: int) -> dict[str, object]:
     """Halve the multiply-adds of the CNN."""
     lessons, test = digits(large=True)
     settings = TrainSettings(num_epochs=num_epochs, learning_rate=3e-3, seed=SEED)
     network = ResidualCnn()
     tell(f"CNN: {train_module(network, lessons, settings=settings, progress=progress)}")
-    pruning = prune_module(network, lessons.head(NUM_CALIBRATION), settings=PruneSettings(share=0.5), progress=progress)
+    pruning = prune_module(
+        network, lessons.head(NUM_CALIBRATION), settings=PruneSettings(share=0.5, round_to=round_to), progress=progress
+    )
     tell(f"pruned: {pruning.groups}")
     unrefined = convert(pruning.module, test, folder / "unrefined.onnx")
     training = TrainSettings(num_epochs=num_epochs, learning_rate=1e-3, seed=SEED)
@@ -130,6 +133,7 @@ def bench_pruning(folder: Path, num_epochs: int, num_rounds: int) -> dict[str, o
     return {
         "multiply_adds_before": pruning.num_multiply_adds_before,
         "multiply_adds_after": pruning.num_multiply_adds,
+        "round_to": round_to,
         "share_left": pruning.num_multiply_adds / pruning.num_multiply_adds_before,
         "speed_ratio": speed_ratio(before, after, test, num_rounds),
         "accuracy_before": accuracy(before, test).measure(),

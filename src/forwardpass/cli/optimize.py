@@ -46,6 +46,7 @@ def command(
     target: str,
     slo: str | None,
     prune: str | None,
+    prune_multiple: int,
     sparsity: str | None,
     sparsity_per_layer: bool,
     distill: str | None,
@@ -75,6 +76,7 @@ def command(
     settings = optimize_settings(max_drop=max_drop, target=target, slo=slo, quick=quick)
     lean = lean_settings(
         prune=prune,
+        prune_multiple=prune_multiple,
         sparsity=sparsity,
         per_layer=sparsity_per_layer,
         distill=distill,

@@ -142,6 +142,13 @@ def lean_options(function: Command) -> Command:
             "allows ('floor').",
         ),
         click.option(
+            "--prune-multiple",
+            type=click.IntRange(min=1),
+            default=8,
+            show_default=True,
+            help="Channel counts that --prune leaves are multiples of this; 16 suits processors with AVX-512.",
+        ),
+        click.option(
             "--sparsity",
             default=None,
             metavar="SHARE",

@@ -27,6 +27,7 @@ def optimize_settings(*, max_drop: str, target: str, slo: str | None, quick: boo
 def lean_settings(
     *,
     prune: str | None,
+    prune_multiple: int,
     sparsity: str | None,
     per_layer: bool,
     distill: str | None,
@@ -41,7 +42,7 @@ def lean_settings(
         InvalidOption: a share or a student does not parse.
     """
     return LeanSettings(
-        prune=PruneSettings.parse(prune) if prune is not None else None,
+        prune=PruneSettings.parse(prune, round_to=prune_multiple) if prune is not None else None,
         sparsity=SparsitySettings.parse(sparsity, per_layer=per_layer) if sparsity is not None else None,
         student=StudentSettings.parse(distill) if distill is not None else None,
         training=TrainSettings(num_epochs=epochs, learning_rate=learning_rate, seed=seed),

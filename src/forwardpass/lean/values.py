@@ -32,7 +32,7 @@ class PruneSettings:
             raise InvalidOption(option="round_to", value=str(self.round_to), expected="1 or more channels")
 
     @classmethod
-    def parse(cls, text: str) -> PruneSettings:
+    def parse(cls, text: str, *, round_to: int = 8) -> PruneSettings:
         """Read `50%` (of the multiply-adds), or `floor` (as many as the quality floor allows).
 
         >>> PruneSettings.parse("50%").share, PruneSettings.parse("floor").share
@@ -42,8 +42,9 @@ class PruneSettings:
             InvalidOption: it is neither.
         """
         if text == FLOOR:
-            return cls(share=None)
-        return cls(share=_percentage("--prune", text, "a share of the multiply-adds such as 50%, or 'floor'"))
+            return cls(share=None, round_to=round_to)
+        expected = "a share of the multiply-adds such as 50%, or 'floor'"
+        return cls(share=_percentage("--prune", text, expected), round_to=round_to)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
