@@ -11,7 +11,9 @@ import pytest
 from forwardpass.core.samples import Samples
 from forwardpass.core.tensors import Array
 from forwardpass.core.variants import Format, Precision, Variant
-from forwardpass.optimize.candidates import Workshop, blueprints, build, build_mixed
+from forwardpass.optimize.candidates import Workshop, blueprints, build
+from forwardpass.optimize.mixing import MixedWork, build_mixed
+from forwardpass.optimize.results import ResultStore
 from forwardpass.runtimes import RuntimeOptions, open_runtime
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
@@ -88,7 +90,17 @@ def test_a_floor_that_eight_bits_miss_holds_with_a_few_nodes_in_float(encoder: E
     workshop = encoder.workshop(tmp_path)
     static = next(blueprint for blueprint in blueprints() if blueprint.name == "int8-static-smooth")
     assert encoder.cosine(build(static, workshop).location) < 0.999
-    mixed = build_mixed(workshop, holds=lambda variant: encoder.cosine(variant.location) >= 0.999)
+    work = MixedWork(
+        workshop=workshop,
+        store=ResultStore(tmp_path / "search"),
+        key="minilm",
+        score=lambda variant: encoder.cosine(variant.location),
+        holds=lambda score: score >= 0.999,
+        is_for_speed=True,
+        static_holds=False,
+    )
+    mixed = build_mixed(work)
+    assert mixed is not None
     assert encoder.cosine(mixed.location) >= 0.999
     kept = str(dict(mixed.recipe.steps[-1].parameters)["kept_in_float"]).split(", ")
     assert 1 <= len(kept) <= 12

@@ -14,7 +14,7 @@ from forwardpass.core.metrics import METRICS
 from forwardpass.core.samples import SampleGroup, Samples, split_samples
 from forwardpass.core.slo import QualityFloor
 from forwardpass.core.variants import Format, Precision, Variant
-from forwardpass.optimize import OptimizeSettings, Verdict, optimize_model
+from forwardpass.optimize import OptimizeSettings, Target, Verdict, optimize_model
 from forwardpass.optimize.calibration import CalibrationMethod
 from forwardpass.optimize.sensitivity import node_errors
 from forwardpass.optimize.writers import plan_static
@@ -82,7 +82,8 @@ def test_without_rounding_there_is_no_error(tmp_path: Path) -> None:
 
 def test_the_worst_node_stays_in_float_until_the_floor_holds(poisoned: Path, tmp_path: Path) -> None:
     model = Variant(name="onnx-fp32", format=Format.ONNX, precision=Precision.FP32, location=str(poisoned))
-    settings = OptimizeSettings(profile=TINY, floor=QualityFloor(max_drop=0.001, is_relative=True))
+    floor = QualityFloor(max_drop=0.001, is_relative=True)
+    settings = OptimizeSettings(profile=TINY, floor=floor, target=Target.SIZE)
     (tmp_path / "work").mkdir()
     splits = split_samples(UNEVEN, origin="test")
     result = optimize_model(
@@ -93,7 +94,7 @@ def test_the_worst_node_stays_in_float_until_the_floor_holds(poisoned: Path, tmp
     assert mixed.validation is not None
     assert mixed.validation.value >= result.floor_score
     parameters = dict(mixed.variant.recipe.steps[-1].parameters)
-    assert (parameters["num_nodes"], str(parameters["kept_in_float"]).count(",")) == (1, 0)
+    assert (parameters["num_nodes"], str(parameters["kept_in_float"]).split(", ")[1:]) == (1, ["depthwise"])
     written = onnx.load(mixed.variant.location)
     kept = [tensor.name for tensor in written.graph.initializer if tensor.data_type == onnx.TensorProto.FLOAT]
     assert "w1" in kept
@@ -104,7 +105,8 @@ def test_the_worst_node_stays_in_float_until_the_floor_holds(poisoned: Path, tmp
 
 def test_where_only_float_holds_the_floor_there_is_no_mixed_variant(poisoned: Path, tmp_path: Path) -> None:
     model = Variant(name="onnx-fp32", format=Format.ONNX, precision=Precision.FP32, location=str(poisoned))
-    settings = OptimizeSettings(profile=TINY, floor=QualityFloor(max_drop=0.0, is_relative=True))
+    floor = QualityFloor(max_drop=0.0, is_relative=True)
+    settings = OptimizeSettings(profile=TINY, floor=floor, target=Target.SIZE)
     (tmp_path / "work").mkdir()
     splits = split_samples(UNEVEN, origin="test")
     result = optimize_model(

@@ -26,6 +26,8 @@ def echo_candidates(optimization: Optimization) -> None:
         f"{optimization.metric} on {optimization.num_test} test samples; the floor of {optimization.floor_score:.4g} "
         f"was applied to {optimization.num_validation} validation samples"
     )
+    for sentence in optimization.left_out:
+        click.echo(f"left out: {sentence}")
     for warning in optimization.warnings:
         click.echo(f"warning: {warning}")
 

@@ -42,7 +42,8 @@ def command(
     dynamic: tuple[str, ...],
     metric: str | None,
     metric_direction: str,
-    max_drop: str,
+    max_drop: str | None,
+    floor: float | None,
     target: str,
     slo: str | None,
     prune: str | None,
@@ -54,12 +55,16 @@ def command(
     epochs: int,
     learning_rate: float,
     seed: int,
+    budget: str | None,
+    vcpu_hour_usd: float,
+    gb_hour_usd: float,
     quick: bool,
     as_json: bool,
 ) -> None:
     """Make leaner variants of MODEL, measure each beside its source on this machine, and choose one.
 
-    Variants: graph optimisation, FP16 storage, INT8 dynamic, INT8 static, and both smoothed (SmoothQuant).
+    Variants: graph optimisation, FP16 storage, INT8 dynamic, INT8 static, both smoothed (SmoothQuant), and mixed
+    precision by what each node gains on this machine.
     A variant is kept only if its score stays above the floor on the validation split; the table quotes the test split,
     which the search never sees. --prune, --sparsity and --distill change the network itself (PyTorch sources only) and
     train it with the source as its teacher; labels help and are not needed.
@@ -73,7 +78,16 @@ def command(
     from forwardpass.cli.settings import lean_settings, optimize_settings
     from forwardpass.wiring import optimize_model
 
-    settings = optimize_settings(max_drop=max_drop, target=target, slo=slo, quick=quick)
+    settings = optimize_settings(
+        max_drop=max_drop,
+        floor=floor,
+        target=target,
+        slo=slo,
+        budget=budget,
+        vcpu_hour_usd=vcpu_hour_usd,
+        gb_hour_usd=gb_hour_usd,
+        quick=quick,
+    )
     lean = lean_settings(
         prune=prune,
         prune_multiple=prune_multiple,

@@ -114,19 +114,48 @@ def quality_options(function: Command) -> Command:
         ),
         click.option(
             "--max-drop",
-            default="1%",
-            show_default=True,
+            default=None,
             metavar="DROP",
-            help="How much of the source's score a variant may lose: a share (1%) or an amount (0.01).",
+            help="How much of the source's score a variant may lose: a share (1%) or an amount (0.01). "
+            "Default: 1%, unless --floor is given.",
+        ),
+        click.option(
+            "--floor",
+            type=float,
+            default=None,
+            metavar="SCORE",
+            help="The worst score that a variant may have. With --max-drop, the stricter of the two counts.",
         ),
         click.option(
             "--target",
-            type=click.Choice(["latency", "throughput", "size"]),
+            type=click.Choice(["latency", "throughput", "size", "cold-start", "cost"]),
             default="latency",
             show_default=True,
             help="What the chosen variant should be best at.",
         ),
         click.option("--slo", default=None, metavar="TARGET", help="Latency target, such as p95=50ms."),
+        click.option(
+            "--budget",
+            default=None,
+            metavar="TIME",
+            help="End the search within this time (90s, 10m, 1h) with the best so far. Default: no limit.",
+        ),
+        click.option(
+            "--vcpu-hour-usd",
+            type=click.FloatRange(min=0),
+            default=0.04048,
+            show_default=True,
+            metavar="USD",
+            help="Price of a processor for an hour, for --target cost.",
+        ),
+        click.option(
+            "--gb-hour-usd",
+            type=click.FloatRange(min=0),
+            default=0.004445,
+            show_default=True,
+            metavar="USD",
+            help="Price of a gigabyte of memory for an hour, for --target cost.",
+        ),
     )
     return _apply(function, options)
 

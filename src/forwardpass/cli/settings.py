@@ -2,25 +2,45 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
 from forwardpass.cli.options import profile_settings
 from forwardpass.core.slo import QualityFloor, Slo
+from forwardpass.errors import InvalidOption
 from forwardpass.lean import LeanSettings, PruneSettings, SparsitySettings, StudentSettings, TrainSettings
-from forwardpass.optimize import OptimizeSettings, Target
+from forwardpass.optimize import OptimizeSettings, Prices, Target
+from forwardpass.optimize.budget import parse_duration_s
 
 __all__ = ["lean_settings", "optimize_settings"]
 
 
-def optimize_settings(*, max_drop: str, target: str, slo: str | None, quick: bool) -> OptimizeSettings:
+DEFAULT_MAX_DROP = "1%"
+
+
+def optimize_settings(
+    *,
+    max_drop: str | None,
+    floor: float | None,
+    target: str,
+    slo: str | None,
+    budget: str | None,
+    vcpu_hour_usd: float,
+    gb_hour_usd: float,
+    quick: bool,
+) -> OptimizeSettings:
     """Parse what the user may set.
 
     Raises:
-        InvalidOption: the floor or the latency target does not parse.
+        InvalidOption: the floor, the latency target or the budget does not parse.
     """
     return OptimizeSettings(
-        floor=QualityFloor.parse(max_drop),
+        floor=_quality_floor(max_drop, floor),
         target=Target(target),
         slo=Slo.parse(slo) if slo is not None else None,
         profile=profile_settings(quick=quick),
+        prices=Prices(vcpu_hour_usd=vcpu_hour_usd, gb_hour_usd=gb_hour_usd),
+        budget_s=parse_duration_s(budget) if budget is not None else None,
     )
 
 
@@ -48,3 +68,12 @@ def lean_settings(
         training=TrainSettings(num_epochs=epochs, learning_rate=learning_rate, seed=seed),
         train_data=train_data,
     )
+
+
+def _quality_floor(max_drop: str | None, floor: float | None) -> QualityFloor:
+    """Combine the options: a floor replaces the drop that is allowed by default, not one that is given."""
+    if floor is not None and not math.isfinite(floor):
+        raise InvalidOption(option="--floor", value=f"{floor:g}", expected="a score")
+    if floor is not None and max_drop is None:
+        return QualityFloor(max_drop=math.inf, is_relative=False, absolute=floor)
+    return replace(QualityFloor.parse(max_drop or DEFAULT_MAX_DROP), absolute=floor)

@@ -54,9 +54,13 @@ def command(
     trust_pickle: bool,
     metric: str | None,
     metric_direction: str,
-    max_drop: str,
+    max_drop: str | None,
+    floor: float | None,
     target: str,
     slo: str | None,
+    budget: str | None,
+    vcpu_hour_usd: float,
+    gb_hour_usd: float,
     opset: int | None,
     dynamic: tuple[str, ...],
     processor: str,
@@ -77,7 +81,16 @@ def command(
     from forwardpass.cli.settings import optimize_settings
     from forwardpass.wiring import ship_model
 
-    settings = optimize_settings(max_drop=max_drop, target=target, slo=slo, quick=quick)
+    settings = optimize_settings(
+        max_drop=max_drop,
+        floor=floor,
+        target=target,
+        slo=slo,
+        budget=budget,
+        vcpu_hour_usd=vcpu_hour_usd,
+        gb_hour_usd=gb_hour_usd,
+        quick=quick,
+    )
     processor_name, processor_folder = _processor(processor)
     with shown_progress() as progress:
         shipment = ship_model(

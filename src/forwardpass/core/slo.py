@@ -41,13 +41,18 @@ class Slo:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QualityFloor:
-    """How much of the source's score a variant may lose: a share of it (`1%`) or an absolute amount (`0.01`)."""
+    """How much of the source's score a variant may lose: a share of it (`1%`) or an absolute amount (`0.01`).
+
+    With `absolute`, a variant must also score that well; an infinite `max_drop` leaves it to that alone.
+    """
 
     max_drop: float
     is_relative: bool
+    absolute: float | None = None
 
     def __post_init__(self) -> None:
-        if not 0 <= self.max_drop < float("inf"):
+        is_free = self.absolute is not None and self.max_drop == float("inf")
+        if not (0 <= self.max_drop < float("inf") or is_free):
             raise InvalidOption(
                 option="max_drop",
                 value=str(self.max_drop),
@@ -79,7 +84,10 @@ class QualityFloor:
         """Return the worst score that is still acceptable.
 
         A share of nothing would allow nothing: where the source scores 0 (its error against itself), a share of
-        `1%` allows an error of 0.01.
+        `1%` allows an error of 0.01. Of a drop and an absolute floor, the stricter counts.
         """
         drop = (abs(source_score) or 1.0) * self.max_drop if self.is_relative else self.max_drop
-        return source_score - drop if higher_is_better else source_score + drop
+        limit = source_score - drop if higher_is_better else source_score + drop
+        if self.absolute is None:
+            return limit
+        return max(limit, self.absolute) if higher_is_better else min(limit, self.absolute)

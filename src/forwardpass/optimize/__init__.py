@@ -5,12 +5,33 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from forwardpass.optimize.values import Candidate, NotTried, Optimization, OptimizeSettings, Target, Verdict
+from forwardpass.optimize.values import (
+    Candidate,
+    LayerEvidence,
+    NotTried,
+    Optimization,
+    OptimizeSettings,
+    Prices,
+    SearchStep,
+    Target,
+    Verdict,
+)
 
 if TYPE_CHECKING:
     from forwardpass.optimize.optimizing import optimize_model
 
-__all__ = ["Candidate", "NotTried", "Optimization", "OptimizeSettings", "Target", "Verdict", "optimize_model"]
+__all__ = [
+    "Candidate",
+    "LayerEvidence",
+    "NotTried",
+    "Optimization",
+    "OptimizeSettings",
+    "Prices",
+    "SearchStep",
+    "Target",
+    "Verdict",
+    "optimize_model",
+]
 
 
 def __getattr__(name: str) -> object:

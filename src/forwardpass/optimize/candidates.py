@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Set
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -13,10 +13,7 @@ from forwardpass.core.tensors import Array
 from forwardpass.core.variants import Format, Precision, Step, Variant
 from forwardpass.errors import NothingGained, ParityFailed
 from forwardpass.optimize.calibration import CalibrationMethod, convergence, describe_convergence, distance_at_half
-from forwardpass.optimize.mixed import fewest_in_float, quantise_again
-from forwardpass.optimize.sensitivity import node_errors
 from forwardpass.optimize.smoothing import plan_smoothing, write_smoothed
-from forwardpass.optimize.values import NotTried
 from forwardpass.optimize.writers import (
     StaticPlan,
     plan_static,
@@ -28,30 +25,7 @@ from forwardpass.optimize.writers import (
 from forwardpass.predict import FLOAT_TOLERANCE, relative_error
 from forwardpass.runtimes import RuntimeOptions, open_runtime
 
-__all__ = ["FOLDED", "MIXED", "NOT_TRIED", "Blueprint", "Workshop", "blueprints", "build", "build_mixed"]
-
-NOT_TRIED = (
-    NotTried(
-        what="FP16 arithmetic",
-        reason="processors without FP16 units convert each value to FP32 and back: slower. FP16 is for storage",
-    ),
-    NotTried(
-        what="INT8 dynamic convolutions",
-        reason="ONNX Runtime has no signed kernel for them and is several times slower with the unsigned one",
-    ),
-    NotTried(
-        what="INT8 in the QOperator format with signed activations",
-        reason="on x86 it falls back to a kernel that is 3 to 10 times slower than FP32",
-    ),
-    NotTried(
-        what="INT8 depthwise convolutions",
-        reason="they move more bytes than they compute, and the conversions around them cost more than is saved",
-    ),
-    NotTried(
-        what="unstructured zeros",
-        reason="no CPU runtime skips them: 99 % zeros run as fast as none",
-    ),
-)
+__all__ = ["FOLDED", "MIXED", "SMOOTHED", "Blueprint", "Workshop", "blueprints", "build", "folded"]
 
 FOLDED = "folded.onnx"
 """The baseline with constants folded: what quantisation starts from, removed when all variants are made."""
@@ -60,7 +34,7 @@ SMOOTHED = "smoothed.onnx"
 """The same, smoothed."""
 
 MIXED = "int8-mixed"
-"""The variant that keeps some nodes in float; it is made where the floor does not hold without."""
+"""The variant that keeps some nodes in float: those that are slower in 8 bits, and those that the floor needs."""
 
 RANGES_FROM_FINAL = "ranges_from_final_by_samples"
 RANGES_AT_HALF = "ranges_from_final_at_half"
@@ -133,11 +107,11 @@ def _make_fp16_storage(workshop: Workshop, target: Path) -> Step:
 
 
 def _make_dynamic(workshop: Workshop, target: Path) -> Step:
-    return _dynamic(workshop, _folded(workshop), target)
+    return _dynamic(workshop, folded(workshop), target)
 
 
 def _make_static(workshop: Workshop, target: Path) -> Step:
-    return _static(workshop, _folded(workshop), target)
+    return _static(workshop, folded(workshop), target)
 
 
 def _make_dynamic_smooth(workshop: Workshop, target: Path) -> Step:
@@ -146,46 +120,6 @@ def _make_dynamic_smooth(workshop: Workshop, target: Path) -> Step:
 
 def _make_static_smooth(workshop: Workshop, target: Path) -> Step:
     return _also_smooth(_static(workshop, _smoothed(workshop), target))
-
-
-def build_mixed(workshop: Workshop, *, holds: Callable[[Variant], bool]) -> Variant:
-    """Make the static variant that keeps as few nodes in float as `holds` allows, smoothed if smoothing helps.
-
-    Raises:
-        NothingGained: all nodes would have to stay in float.
-    """
-    source = workshop.folder / (SMOOTHED if workshop.folder / SMOOTHED in workshop.plans else FOLDED)
-    plan, method = workshop.plans[source]
-    target = workshop.folder / f"{MIXED}.onnx"
-    samples = workshop.calibration.head(NUM_TRIAL_SAMPLES)
-    errors = node_errors(source, samples, plan, method=method, reduce_range=workshop.reduce_range)
-    planned = Variant(name=MIXED, format=Format.ONNX, precision=Precision.INT8_STATIC, location=str(target))
-
-    def write(kept: Set[str]) -> None:
-        part = replace(plan, nodes=tuple(node for node in plan.nodes if node not in kept))
-        write_static(source, target, part, method=method, reduce_range=workshop.reduce_range)
-
-    def floor_holds(kept: Set[str]) -> bool:
-        write(kept)
-        return holds(planned)
-
-    worst = fewest_in_float(list(errors), floor_holds)
-    if worst is None:
-        target.unlink(missing_ok=True)
-        raise NothingGained(reason="the limit holds only with every node in float")
-    kept = quantise_again(worst, floor_holds)
-    write(frozenset(kept))
-    step = Step(
-        operation="quantise-static",
-        parameters=(
-            ("smoothed", source.name == SMOOTHED),
-            ("reduce_range", workshop.reduce_range),
-            ("calibration", method.value),
-            ("num_nodes", len(plan.nodes) - len(kept)),
-            ("kept_in_float", ", ".join(kept)),
-        ),
-    )
-    return replace(planned, recipe=workshop.baseline.recipe.then(step))
 
 
 def _also_smooth(step: Step) -> Step:
@@ -245,7 +179,7 @@ def _answers(location: str, samples: Samples) -> list[Array]:
     return [next(iter(runtime.run(group.inputs).values())) for group in samples.batches(1)]
 
 
-def _folded(workshop: Workshop) -> Path:
+def folded(workshop: Workshop) -> Path:
     """Return the baseline with constants folded and shapes known, which the quantiser needs."""
     from forwardpass.runtimes.onnx import save_optimised
 
@@ -260,7 +194,7 @@ def _smoothed(workshop: Workshop) -> Path:
     path = workshop.folder / SMOOTHED
     if path.is_file():
         return path
-    source = _folded(workshop)
+    source = folded(workshop)
     factors = plan_smoothing(source, workshop.calibration, reduce_range=workshop.reduce_range)
     if not factors:
         raise NothingGained(reason="no activation has channels so uneven that smoothing them makes 8 bits better")

@@ -148,7 +148,12 @@ def _reason(
 
 def _compared(facts: Facts, target: Target) -> str:
     gain = facts.gain
+    value, span = f"{gain.value:.2f} times", f"({gain.interval.low:.2f} to {gain.interval.high:.2f})"
     if target is Target.SIZE:
-        return f"{gain.value:.2f} times as small as the float model"
+        return f"{value} as small as the float model"
+    if target is Target.COST:
+        return f"{value} the rows for the money of the float model {span}"
+    if target is Target.COLD_START:
+        return f"{value} as fast as the float model to its first answer {span}"
     words = "as fast as" if target is Target.LATENCY else "the throughput of"
-    return f"{gain.value:.2f} times {words} the float model ({gain.interval.low:.2f} to {gain.interval.high:.2f})"
+    return f"{value} {words} the float model {span}"

@@ -10,7 +10,17 @@ from forwardpass.core.slo import QualityFloor, Slo
 from forwardpass.core.variants import Variant
 from forwardpass.profile import ProfileSettings, VariantProfile
 
-__all__ = ["Candidate", "NotTried", "Optimization", "OptimizeSettings", "Target", "Verdict"]
+__all__ = [
+    "Candidate",
+    "LayerEvidence",
+    "NotTried",
+    "Optimization",
+    "OptimizeSettings",
+    "Prices",
+    "SearchStep",
+    "Target",
+    "Verdict",
+]
 
 
 class Target(StrEnum):
@@ -22,6 +32,10 @@ class Target(StrEnum):
     """Rows per second, at the batch size and number of threads that are best for the variant."""
     SIZE = "size"
     """Bytes on disk."""
+    COLD_START = "cold-start"
+    """From the start of a fresh process to its first answer."""
+    COST = "cost"
+    """Money for a row: the processors and the memory that it takes, at the prices of the settings."""
 
 
 class Verdict(StrEnum):
@@ -35,6 +49,23 @@ class Verdict(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Prices:
+    """What computing costs; the defaults are AWS Fargate, Linux on x86, us-east-1, as published in 2025."""
+
+    vcpu_hour_usd: float = 0.04048
+    gb_hour_usd: float = 0.004445
+
+    def row_usd(self, *, row_s: float, num_threads: int, memory_bytes: float) -> float:
+        """Return the price of a row that keeps so many threads and so much memory (1 GB is 2**30 bytes) busy.
+
+        >>> round(Prices(vcpu_hour_usd=3600.0, gb_hour_usd=0.0).row_usd(row_s=0.5, num_threads=2, memory_bytes=0), 6)
+        1.0
+        """
+        usd_per_hour = num_threads * self.vcpu_hour_usd + memory_bytes / 2**30 * self.gb_hour_usd
+        return row_s / 3600 * usd_per_hour
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class OptimizeSettings:
     """What may be given up, what is wanted, and how much is measured."""
 
@@ -42,6 +73,9 @@ class OptimizeSettings:
     target: Target = Target.LATENCY
     slo: Slo | None = None
     profile: ProfileSettings = field(default_factory=ProfileSettings)
+    prices: Prices = field(default_factory=Prices)
+    budget_s: float | None = None
+    """The search ends within this time with the best that it has found; None: it takes what it takes."""
     max_calibration_samples: int = 256
     """Ranges hardly move after a few hundred samples, and every one of them is run twice."""
 
@@ -68,10 +102,39 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NotTried:
-    """Something that others do and forwardpass does not, with the reason."""
+    """Something that others do and forwardpass does not, with the reason and what it rests on."""
 
     what: str
     reason: str
+    evidence: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerEvidence:
+    """What is known of one node that could be computed in 8 bits.
+
+    `error` is the squared error that 8 bits make in it, as a share of its squared output. The gains are how many times
+    as fast as in float it is: with float at both ends, between convolutions in 8 bits, and quantised call by call.
+    """
+
+    name: str
+    what: str
+    error: float | None = None
+    float_s: Measurement | None = None
+    gain: Measurement | None = None
+    gain_inside: Measurement | None = None
+    gain_dynamic: Measurement | None = None
+    is_in_8_bits: bool = False
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SearchStep:
+    """One thing that the search tried, and what came of it."""
+
+    what: str
+    outcome: str
+    score: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,6 +155,11 @@ class Optimization:
     num_validation: int
     num_test: int
     machine: Machine
+    layers: tuple[LayerEvidence, ...] = ()
+    path: tuple[SearchStep, ...] = ()
+    """What the search tried, in order."""
+    left_out: tuple[str, ...] = ()
+    """What there was no time for, a sentence each."""
 
     def find(self, name: str) -> Candidate:
         """Return the candidate of this name; `chosen` is always one of them."""

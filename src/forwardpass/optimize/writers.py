@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -100,16 +100,22 @@ class StaticPlan:
     histograms: Mapping[str, TensorHistogram]
 
 
-def plan_static(source: Path, samples: Samples) -> StaticPlan:
+def plan_static(source: Path, samples: Samples, *, nodes: Set[str] | None = None) -> StaticPlan:
     """Choose the nodes and run the samples, one at a time and twice, to see the ranges of their activations.
+
+    `nodes` names the nodes; without it, they are all but depthwise convolutions, which are slower as a rule.
 
     Raises:
         NothingToQuantise: no matrix product or convolution has constant weights.
     """
     model = load_named(source)
     constants = {tensor.name for tensor in model.graph.initializer}
-    nodes = quantisable_nodes(model, QUANTISED_OPERATORS)
-    names = sorted({name for node in nodes for name in (node.input[0], node.output[0])} - constants)
+    chosen = (
+        quantisable_nodes(model, QUANTISED_OPERATORS)
+        if nodes is None
+        else [node for node in model.graph.node if node.name in nodes]
+    )
+    names = sorted({name for node in chosen for name in (node.input[0], node.output[0])} - constants)
     runtime = exposing(model, names)
 
     # Groups are ordered by shape; to see ranges settle, every prefix has to look like the whole.
@@ -121,7 +127,7 @@ def plan_static(source: Path, samples: Samples) -> StaticPlan:
             answers = runtime.run(group.inputs)
             yield {name: answers.get(name, group.inputs.get(name, _EMPTY)) for name in names}
 
-    return StaticPlan(nodes=tuple(node.name for node in nodes), histograms=calibrate(calls))
+    return StaticPlan(nodes=tuple(node.name for node in chosen), histograms=calibrate(calls))
 
 
 def write_static(

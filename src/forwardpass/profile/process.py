@@ -18,7 +18,7 @@ import msgspec
 from forwardpass.errors import ChildFailed, ForwardpassError
 from forwardpass.profile.protocol import Answer, Command, Failed
 
-__all__ = ["ChildProcess"]
+__all__ = ["ChildProcess", "child_environment"]
 
 _A = TypeVar("_A")
 _ARGUMENTS = ("-P", "-m", "forwardpass.profile.child")
@@ -45,7 +45,7 @@ class ChildProcess:
             stdout=subprocess.PIPE,
             stderr=self._stderr,
             bufsize=0,
-            env=_environment(),
+            env=child_environment(),
         )
         return self
 
@@ -142,7 +142,7 @@ def _leaves(kind: type[ForwardpassError]) -> list[type[ForwardpassError]]:
     return [leaf for child in children for leaf in _leaves(child)] if children else [kind]
 
 
-def _environment() -> dict[str, str]:
+def child_environment() -> dict[str, str]:
     """Return an environment in which the child finds the same modules as this process."""
     search = [entry for entry in sys.path if entry and Path(entry).exists()]
     return {**os.environ, "PYTHONPATH": os.pathsep.join(search)}

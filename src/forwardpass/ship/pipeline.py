@@ -31,6 +31,8 @@ __all__ = ["ShipRequest", "Shipment", "ship"]
 Document = TypeVar("Document")
 
 CONVERT, OPTIMIZE, AUDIT = "convert", "optimize", "audit"
+MEMORY = "search"
+"""A folder beside those of the steps: what the search has measured outlives a search that was interrupted."""
 SHARE_OF_CONVERSION, SHARE_OF_OPTIMISATION, SHARE_OF_AUDIT = 0.1, 0.75, 0.1
 """Of the time of a typical run, for the progress bar."""
 
@@ -148,6 +150,7 @@ def _optimize(
             workdir=store.begin(OPTIMIZE),
             settings=request.settings,
             progress=progress,
+            memory=store.folder(MEMORY),
         )
 
     return _once(store, OPTIMIZE, key, Optimization, run, resumed)

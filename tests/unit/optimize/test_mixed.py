@@ -1,4 +1,4 @@
-"""The search for the fewest nodes in float: what it returns was tried and holds, in few trials."""
+"""The search for nodes in 8 bits, on a made-up metric: the known optimum, few trials, in time, the same each time."""
 
 from __future__ import annotations
 
@@ -8,55 +8,63 @@ from math import ceil, log2
 from hypothesis import given
 from hypothesis import strategies as st
 
-from forwardpass.optimize.mixed import MAX_SECOND_TRIES, fewest_in_float, quantise_again
+from forwardpass.optimize.knapsack import Item, best_plans
+from forwardpass.optimize.mixed import MAX_ADDED, MixedSearch, run_search
 
-NODES = [f"node{number}" for number in range(40)]
+ITEMS = st.lists(st.tuples(st.floats(0.01, 10), st.floats(0.01, 10)), min_size=1, max_size=10).map(
+    lambda pairs: [Item(name=f"n{at}", error=error, saved=saved) for at, (error, saved) in enumerate(pairs)]
+)
 
 
-class Floor:
-    """Holds if all of the `guilty` nodes stay in float; remembers what was tried."""
+class ErrorLimit:
+    """A metric that is exactly the sum of the errors; remembers what was tried."""
 
-    def __init__(self, guilty: Set[str]) -> None:
-        self.guilty = guilty
+    def __init__(self, items: list[Item], limit: float) -> None:
+        self.errors = {item.name: item.error for item in items}
+        self.limit = limit
         self.tried: list[Set[str]] = []
 
-    def __call__(self, kept: Set[str]) -> bool:
-        self.tried.append(kept)
-        return self.guilty <= kept
+    def __call__(self, names: frozenset[str]) -> bool:
+        self.tried.append(names)
+        return sum(self.errors[name] for name in sorted(names)) <= self.limit
 
 
-@given(st.integers(1, 40), st.sets(st.integers(0, 39)))
-def test_the_fewest_of_the_worst_are_found_in_a_logarithm_of_trials(num_nodes: int, places: set[int]) -> None:
-    nodes = NODES[:num_nodes]
-    guilty = {nodes[place] for place in places if place < num_nodes}
-    floor = Floor(guilty)
-    found = fewest_in_float(nodes, floor)
-    needed = max((nodes.index(name) + 1 for name in guilty), default=0)
-    assert found == (tuple(nodes[:needed]) if needed < num_nodes else None)
-    assert len(floor.tried) <= ceil(log2(num_nodes + 1)) + 1
-    assert found is None or set(found) in floor.tried
+@given(ITEMS, st.floats(0, 40))
+def test_where_errors_add_up_the_optimum_is_found_in_a_logarithm_of_trials(items: list[Item], limit: float) -> None:
+    metric, search = ErrorLimit(items, limit), MixedSearch(items=items)
+    assert run_search(search, metric)
+    plans = best_plans(items)
+    best = [plan for plan in plans if sum(metric.errors[name] for name in sorted(plan.names)) <= limit][-1]
+    assert search.saving(search.best) >= best.saved - 1e-9
+    assert len(metric.tried) <= ceil(log2(len(plans) + 1)) + 1 + MAX_ADDED
+    assert len(set(map(frozenset, metric.tried))) == len(metric.tried)
 
 
-@given(st.integers(1, 40), st.sets(st.integers(0, 39)))
-def test_nodes_that_are_quantised_again_leave_a_floor_that_was_tried(num_nodes: int, places: set[int]) -> None:
-    nodes = NODES[:num_nodes]
-    guilty = {nodes[place] for place in places if place < num_nodes}
-    floor = Floor(guilty)
-    staying = quantise_again(nodes, floor)
-    assert guilty <= set(staying)
-    assert [name for name in nodes if name in staying] == list(staying)
-    assert len(floor.tried) <= MAX_SECOND_TRIES
-    innocent = set(nodes[-MAX_SECOND_TRIES:]) - guilty
-    assert not innocent & set(staying)
+@given(ITEMS, st.floats(0, 40), st.integers(0, 12))
+def test_a_search_stops_when_its_time_is_over_with_something_that_holds(
+    items: list[Item], limit: float, num_trials: int
+) -> None:
+    metric, search = ErrorLimit(items, limit), MixedSearch(items=items)
+    is_finished = run_search(search, metric, has_time=lambda: len(metric.tried) < num_trials)
+    assert len(metric.tried) <= num_trials
+    whole = ErrorLimit(items, limit)
+    run_search(MixedSearch(items=items), whole)
+    assert is_finished == (len(whole.tried) <= num_trials)
+    assert metric.tried == whole.tried[: len(metric.tried)], "what is tried does not depend on the time"
+    assert not search.best or metric(search.best)
 
 
-@given(st.randoms(use_true_random=False))
-def test_a_floor_that_holds_at_random_is_still_held_by_what_is_returned(random: object) -> None:
-    """The score need not rise with every node in float; what is returned was tried in any case."""
-    answers: dict[Set[str], bool] = {}
+@given(ITEMS, st.randoms(use_true_random=False))
+def test_a_floor_that_holds_at_random_is_held_by_what_is_returned(items: list[Item], random: object) -> None:
+    answers: dict[frozenset[str], bool] = {}
+    search = MixedSearch(items=items)
+    run_search(search, lambda names: answers.setdefault(names, bool(random.getrandbits(1))))  # type: ignore[attr-defined]
+    assert not search.best or answers[search.best]
 
-    def holds(kept: Set[str]) -> bool:
-        return answers.setdefault(kept, bool(random.getrandbits(1)))  # type: ignore[attr-defined]
 
-    found = fewest_in_float(NODES, holds)
-    assert found is None or answers[frozenset(found)]
+def test_nodes_that_lose_in_their_company_are_not_tried() -> None:
+    items = [Item(name=name, error=1.0, saved=2.0) for name in ("a", "b", "c")]
+    search = MixedSearch(items=items, settle=lambda names: names - {"b"} if "a" not in names else names)
+    run_search(search, lambda names: "a" not in names)
+    assert search.best == {"c"}
+    assert all("b" not in trial.names for trial in search.trials if "a" not in trial.names)

@@ -1,0 +1,80 @@
+"""How many times better than the float model a variant is, at each target."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from forwardpass.core.measurement import Interval, Measurement
+from forwardpass.core.statistics import measure_ratio
+from forwardpass.optimize.values import Prices, Target
+from forwardpass.profile import Cell, VariantProfile
+
+__all__ = ["cell_row_usd", "gain_at"]
+
+
+def gain_at(target: Target, ours: VariantProfile, theirs: VariantProfile, *, prices: Prices) -> Measurement:
+    """Return the gain of one profile over another, both measured in the same rounds."""
+    if target is Target.SIZE:
+        ratio = (theirs.file_bytes or 0) / max(ours.file_bytes or 0, 1)
+        return Measurement(value=ratio, unit="ratio", interval=Interval(low=ratio, high=ratio), num_repetitions=1)
+    if target is Target.COLD_START:
+        return _unpaired(theirs.cold_start.total_s, ours.cold_start.total_s)
+    if target is Target.LATENCY:
+        return _paired(theirs.best_latency, ours.best_latency)
+    if target is Target.THROUGHPUT:
+        return _paired(theirs.best_throughput, ours.best_throughput)
+    our_cell, their_cell = _cheapest(ours, prices), _cheapest(theirs, prices)
+    weight = _usd_per_second(theirs, their_cell, prices) / _usd_per_second(ours, our_cell, prices)
+    return _times(_paired(their_cell, our_cell), weight)
+
+
+def cell_row_usd(profile: VariantProfile, prices: Prices) -> float:
+    """Return the price of a row at the batch size and number of threads that are cheapest for the variant."""
+    return _row_usd(profile, _cheapest(profile, prices), prices)
+
+
+def _cheapest(profile: VariantProfile, prices: Prices) -> Cell:
+    """Return the cheapest of the cells that requests may use: the sizes among which rows do not change each other."""
+    sizes = {profile.best_throughput.batch_size} | {profile.batch_sizes[0]}
+    cells = [cell for cell in profile.cells if cell.batch_size in sizes]
+    return min(cells, key=lambda cell: _row_usd(profile, cell, prices))
+
+
+def _row_usd(profile: VariantProfile, cell: Cell, prices: Prices) -> float:
+    return prices.row_usd(
+        row_s=cell.p50_s.value / cell.batch_size,
+        num_threads=cell.num_threads,
+        memory_bytes=profile.memory.peak_bytes.value,
+    )
+
+
+def _usd_per_second(profile: VariantProfile, cell: Cell, prices: Prices) -> float:
+    memory_bytes = profile.memory.peak_bytes.value
+    return prices.row_usd(row_s=1.0, num_threads=cell.num_threads, memory_bytes=memory_bytes)
+
+
+def _paired(theirs: Cell, ours: Cell) -> Measurement:
+    num_pairs = min(len(ours.round_p50_s), len(theirs.round_p50_s))
+    return measure_ratio(_seconds_per_row(theirs)[:num_pairs], _seconds_per_row(ours)[:num_pairs])
+
+
+def _unpaired(theirs: Measurement, ours: Measurement) -> Measurement:
+    """Divide two medians; the interval takes both at their worst."""
+    interval = Interval(
+        low=theirs.interval.low / ours.interval.high,
+        high=theirs.interval.high / ours.interval.low,
+    )
+    return Measurement(
+        value=theirs.value / ours.value, unit="ratio", interval=interval, num_repetitions=ours.num_repetitions
+    )
+
+
+def _times(ratio: Measurement, factor: float) -> Measurement:
+    interval = Interval(low=ratio.interval.low * factor, high=ratio.interval.high * factor)
+    return Measurement(
+        value=ratio.value * factor, unit="ratio", interval=interval, num_repetitions=ratio.num_repetitions
+    )
+
+
+def _seconds_per_row(cell: Cell) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+    return np.array(cell.round_p50_s) / cell.batch_size

@@ -1,0 +1,130 @@
+"""The search as a whole: a killed one goes on where it was, a budget is kept, an impossible floor is refused."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from forwardpass.core.metrics import METRICS
+from forwardpass.core.samples import SampleGroup, Samples, SampleSplits, split_samples
+from forwardpass.core.slo import QualityFloor
+from forwardpass.core.variants import Format, Precision, Variant
+from forwardpass.errors import InvalidOption
+from forwardpass.optimize import Optimization, OptimizeSettings, Target, optimize_model, optimizing
+from forwardpass.optimize.candidates import Blueprint, Workshop, build
+from forwardpass.optimize.gains import measure_gains
+from forwardpass.optimize.results import ResultStore
+from forwardpass.profile import ProfileSettings
+from tests.models import write_cnn
+
+TINY = ProfileSettings(
+    batch_sizes=(1, 4), thread_counts=(1,), num_rounds=2, round_s=0.01, num_cold_starts=2, audit_budget_s=0.05
+)
+
+
+def silent(text: str, *, done: float) -> None:
+    assert 0 <= done <= 1
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Variant:
+    path = write_cnn(tmp_path / "cnn.onnx")
+    return Variant(name="onnx-fp32", format=Format.ONNX, precision=Precision.FP32, location=str(path))
+
+
+def splits() -> SampleSplits:
+    pixels = np.random.default_rng(2).standard_normal((60, 3, 8, 8)).astype(np.float32)
+    return split_samples(Samples(groups=(SampleGroup(inputs={"pixels": pixels}),)), origin="test")
+
+
+def search(model: Variant, folder: Path, settings: OptimizeSettings | None = None) -> Optimization:
+    folder.mkdir(exist_ok=True)
+    settings = settings or OptimizeSettings(profile=TINY)
+    return optimize_model(model, model, splits(), METRICS["cosine"], workdir=folder, settings=settings, progress=silent)
+
+
+VICTIM = """
+import sys
+from pathlib import Path
+from tests.integration.test_search import search
+from forwardpass.core.variants import Format, Precision, Variant
+path = sys.argv[1]
+model = Variant(name="onnx-fp32", format=Format.ONNX, precision=Precision.FP32, location=path)
+search(model, Path(sys.argv[2]))
+"""
+
+
+def test_a_search_that_is_killed_makes_and_measures_nothing_again(
+    model: Variant, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work = tmp_path / "work"
+    memory = work / ".search"
+    victim = subprocess.Popen([sys.executable, "-c", VICTIM, model.location, str(work)])
+    due_s = time.monotonic() + 60
+    while victim.poll() is None and len(list(memory.glob("*.json"))) < 5 and time.monotonic() < due_s:
+        time.sleep(0.005)
+    victim.send_signal(signal.SIGKILL)
+    victim.wait()
+    known = {path.name: path.stat().st_mtime_ns for path in memory.glob("*.json")}
+    assert len(known) >= 5
+
+    made: list[str] = []
+
+    def watched(blueprint: Blueprint, workshop: Workshop) -> Variant:
+        made.append(blueprint.name)
+        return build(blueprint, workshop)
+
+    monkeypatch.setattr(optimizing, "build", watched)
+    first = search(model, work)
+    assert "onnx-graph" not in made
+    kept = {path.name: path.stat().st_mtime_ns for path in memory.glob("*.json")}
+    again = [name for name, changed_ns in known.items() if kept[name] != changed_ns]
+    assert not again
+
+    made.clear()
+    monkeypatch.setattr(optimizing, "profile_variants", lambda *_, **__: pytest.fail("measured twice"))
+    assert search(model, work) == first
+    assert not made
+
+
+def test_a_second_search_measures_no_node_again(model: Variant, tmp_path: Path) -> None:
+    store = ResultStore(tmp_path / "memory")
+    calibration = splits().calibration
+    first = measure_gains(Path(model.location), calibration, store=store, reduce_range=False)
+    assert set(first) == {"plain", "depthwise", "classifier"}
+    assert all(gain.float_s is not None and not gain.failure for gain in first.values())
+    again = measure_gains(
+        Path(model.location), calibration, store=store, reduce_range=False, has_time=lambda: pytest.fail("measured")
+    )
+    assert again == first
+
+
+def test_without_time_the_float_model_is_still_measured_and_what_is_missing_is_said(
+    model: Variant, tmp_path: Path
+) -> None:
+    result = search(model, tmp_path / "work", OptimizeSettings(profile=TINY, budget_s=0.001))
+    assert [candidate.variant.name for candidate in result.candidates] == ["onnx-fp32"]
+    assert result.chosen == "onnx-fp32"
+    assert "int8-static was not made: the budget of 0.001 s had no time left for it" in result.left_out
+
+
+@pytest.mark.parametrize("target", [Target.COLD_START, Target.COST])
+def test_every_target_has_a_gain_of_the_float_model_over_itself(model: Variant, tmp_path: Path, target: Target) -> None:
+    result = search(model, tmp_path / "work", OptimizeSettings(profile=TINY, target=target))
+    own = result.find("onnx-fp32").gain
+    assert own is not None
+    assert own.value == pytest.approx(1.0)
+    assert all(candidate.reason for candidate in result.candidates)
+
+
+def test_a_floor_that_the_source_misses_is_refused_with_what_to_do(model: Variant, tmp_path: Path) -> None:
+    floor = QualityFloor(max_drop=float("inf"), is_relative=False, absolute=1.5)
+    with pytest.raises(InvalidOption, match=r"'1.5' for --floor: expected at most 1, the cosine of the source itself"):
+        search(model, tmp_path / "work", replace(OptimizeSettings(profile=TINY), floor=floor))
