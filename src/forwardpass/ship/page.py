@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from markupsafe import Markup
 
 from forwardpass.convert import Conversion
 from forwardpass.core.checklist import CheckLine
 from forwardpass.core.checklist import Verdict as CheckVerdict
-from forwardpass.optimize import Candidate, Optimization, Verdict
+from forwardpass.core.measurement import Interval, Measurement
+from forwardpass.optimize import Candidate, LayerEvidence, Optimization, Verdict
 from forwardpass.profile.page import machine_section, profile_sections
 from forwardpass.report.charts import Emphasis, ScatterPoint, scatter_chart
 from forwardpass.report.format import format_bytes, format_ratio, format_seconds
@@ -53,6 +54,7 @@ def render_report(name: str, conversion: Conversion, optimization: Optimization,
             Section(parts=(render_verdicts(_headlines(optimization, lines)),)),
             _checklist_section(lines),
             _choice_section(optimization),
+            *_search_sections(optimization),
             _recipes_section(conversion, optimization),
             *profile_sections(profiles),
             machine_section(machine),
@@ -117,15 +119,74 @@ def _choice_section(optimization: Optimization) -> Section:
             note="Further left is faster, lower is smaller. A source without a file of its own is not shown.",
         ),
     ]
+    figures += [
+        Figure(
+            title=f"Size against {optimization.metric}",
+            svg=_against_score(measured, optimization, _size, label="size on disk", write=format_bytes),
+            note="Further left is smaller.",
+        ),
+        Figure(
+            title=f"Cold start against {optimization.metric}",
+            svg=_against_score(measured, optimization, _cold_start, label="cold start", write=format_seconds),
+            note="From the start of a process to its first answer, with the files in the page cache.",
+        ),
+    ]
     parts = [render_paragraph(f"{optimization.reason}."), render_figures(figures), _candidates_table(optimization)]
     if optimization.warnings:
         parts.append(render_notes(list(optimization.warnings)))
-    not_tried = [f"Not tried: {item.what}, because {item.reason}." for item in optimization.not_tried]
+    not_tried = [
+        f"Not tried: {item.what}, because {item.reason}{f' ({item.evidence})' if item.evidence else ''}."
+        for item in optimization.not_tried
+    ]
+    not_tried += [f"Left out: {sentence}." for sentence in optimization.left_out]
     lead = (
         f"The search saw {optimization.num_calibration} calibration and {optimization.num_validation} validation "
         f"samples; scores are quoted on {optimization.num_test} test samples."
     )
     return Section(title="Variants and the choice", lead=lead, parts=(*parts, render_notes(not_tried)))
+
+
+def _search_sections(optimization: Optimization) -> Iterator[Section]:
+    """Show the path of the search and what is known of each node, where there is any."""
+    if optimization.path:
+        columns = [Column(title="Tried"), Column(title=optimization.metric, kind="number")]
+        columns.append(Column(title="Outcome", kind="wrap"))
+        rows: list[list[str | Markup]] = [
+            [step.what, f"{step.score:.4f}" if step.score is not None else "", step.outcome]
+            for step in optimization.path
+        ]
+        lead = "In order; scores are those on the validation samples."
+        table = render_table(columns, [RowGroup(rows=rows)])
+        yield Section(title="The path of the search", lead=lead, parts=(table,))
+    if optimization.layers:
+        numbers = ("Error of 8 bits", "Float", "Static", "Static inside", "Dynamic")
+        columns = [Column(title="Node"), Column(title="What"), *(Column(title=it, kind="number") for it in numbers)]
+        columns += [Column(title="In 8 bits"), Column(title="Why", kind="wrap")]
+        table = render_table(columns, [RowGroup(rows=[_layer_row(layer) for layer in optimization.layers])])
+        lead = (
+            "What 8 bits cost each node (squared error as a share of the squared output) and how many times as fast as "
+            "in float it is on this machine, in one thread: with float at both ends, between convolutions in 8 bits, "
+            "and quantised call by call."
+        )
+        yield Section(title="Error and gain of each node", lead=lead, parts=(table,))
+
+
+def _layer_row(layer: LayerEvidence) -> list[str | Markup]:
+    return [
+        layer.name,
+        layer.what,
+        f"{layer.error:.1e}" if layer.error is not None else "",
+        format_seconds(layer.float_s.value) if layer.float_s is not None else "",
+        *(_gain(gain) for gain in (layer.gain, layer.gain_inside, layer.gain_dynamic)),
+        "yes" if layer.is_in_8_bits else "no",
+        layer.reason,
+    ]
+
+
+def _gain(gain: Measurement | None) -> str:
+    if gain is None:
+        return ""
+    return f"{gain.value:.2f} ({gain.interval.low:.2f} to {gain.interval.high:.2f})"
 
 
 def _candidates_table(optimization: Optimization) -> Markup:
@@ -192,6 +253,55 @@ def _trade_off(measured: Sequence[Candidate], optimization: Optimization) -> str
         x_label="latency p50 at batch 1",
         y_label=f"{optimization.metric} on the test split",
         x_format=format_seconds,
+        y_format=lambda value: f"{value:.4g}",
+        y_limit=optimization.floor_score,
+    )
+
+
+def _size(candidate: Candidate) -> Measurement | None:
+    num_bytes = candidate.profile.file_bytes if candidate.profile is not None else None
+    if num_bytes is None:
+        return None
+    exact = Interval(low=float(num_bytes), high=float(num_bytes))
+    return Measurement(value=float(num_bytes), unit="bytes", interval=exact, num_repetitions=1)
+
+
+def _cold_start(candidate: Candidate) -> Measurement | None:
+    return candidate.profile.cold_start.total_s if candidate.profile is not None else None
+
+
+def _against_score(
+    measured: Sequence[Candidate],
+    optimization: Optimization,
+    quantity: Callable[[Candidate], Measurement | None],
+    *,
+    label: str,
+    write: Callable[[float], str],
+) -> str:
+    points = []
+    for candidate in measured:
+        amount, score = quantity(candidate), candidate.test
+        if amount is None or score is None:
+            continue
+        points.append(
+            ScatterPoint(
+                name=candidate.variant.name,
+                x=amount.value,
+                x_low=amount.interval.low,
+                x_high=amount.interval.high,
+                y=score.value,
+                y_low=score.interval.low,
+                y_high=score.interval.high,
+                title=f"{candidate.variant.name}: {write(amount.value)}, {score.value:.4f}",
+                emphasis=_emphasis(candidate),
+            )
+        )
+    return scatter_chart(
+        points,
+        title=f"{label.capitalize()} against {optimization.metric}",
+        x_label=label,
+        y_label=f"{optimization.metric} on the test split",
+        x_format=write,
         y_format=lambda value: f"{value:.4g}",
         y_limit=optimization.floor_score,
     )
