@@ -457,14 +457,22 @@ class ParityFailed(ConversionError):
 
     slug = "parity-failed"
 
-    def __init__(self, *, output: str, shape: str, difference: float, tolerance: float) -> None:
+    def __init__(self, *, output: str, shape: str, difference: float, tolerance: float, node: str = "") -> None:
         self.output = output
         self.shape = shape
         self.difference = difference
         self.tolerance = tolerance
+        self.node = node
+        first = f" The first node that differs is {node}." if node else ""
         super().__init__(
             f"The converted model answers differently from its source: output '{output}' is off by {difference:.3g} "
-            f"(relative, tolerance {tolerance:.3g}) for inputs {shape}. The file was not kept."
+            f"(relative, tolerance {tolerance:.3g}) for inputs {shape}.{first} The file was not kept."
+        )
+
+    def at(self, node: str) -> ParityFailed:
+        """Return this failure with the first node that differs."""
+        return ParityFailed(
+            output=self.output, shape=self.shape, difference=self.difference, tolerance=self.tolerance, node=node
         )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,6 +27,7 @@ from forwardpass.errors import (
     InvalidModel,
     InvalidSamples,
     OpsetUnavailable,
+    ParityFailed,
     StorageFailed,
     UnsupportedOperator,
 )
@@ -194,7 +195,7 @@ def _export_with(
     from forwardpass.convert.exporters import export
 
     example = example_call(samples)
-    export(runtime.module, example, axes, exporter=exporter, out=job.out, opset=job.opset, name=job.name)
+    program = export(runtime.module, example, axes, exporter=exporter, out=job.out, opset=job.opset, name=job.name)
     _set_opset(job)
     job.progress("comparing the result with its source", done=0.8)
     batch_sizes = BATCH_SIZES if inputs_are_batchable(_signature_of(job.out)) else (1,)
@@ -202,7 +203,21 @@ def _export_with(
         *shape_grid(samples, batch_sizes=batch_sizes),
         *named_axis_calls(runtime, samples, job.axes, name=job.name),
     ]
-    return _checked(runtime, calls, exporter, job, notes=notes)
+    try:
+        return _checked(runtime, calls, exporter, job, notes=notes)
+    except ParityFailed as failure:
+        raise _located(failure, program, example, job) from failure
+
+
+def _located(failure: ParityFailed, program: object, example: dict[str, Array], job: Job) -> ParityFailed:
+    """Add the first node that differs, if the exporter kept what it takes to find it."""
+    from forwardpass.convert.divergence import diverging_node
+
+    if program is None:
+        return failure
+    with suppress(Exception):  # the failure is known already; where it begins is a help, not the answer
+        return failure.at(diverging_node(program, job.out, example, tolerance=job.tolerance))
+    return failure
 
 
 def fitting_samples(runtime: TorchRuntime, samples: Samples | None, name: str) -> Samples:

@@ -51,8 +51,8 @@ def export(
     out: Path,
     opset: int | None,
     name: str,
-) -> None:
-    """Write `module` to `out` as one ONNX file.
+) -> Any:
+    """Write `module` to `out` as one ONNX file, and return the `torch.export` program that it was made from, if any.
 
     Raises:
         UnsupportedOperator: ONNX has no translation for an operator.
@@ -77,11 +77,12 @@ def export(
         arguments |= {"dynamo": False, "dynamic_axes": {**{t: dict(n) for t, n in axes.items()}, **first}}
     try:
         with quiet():
-            torch.onnx.export(module, (), str(out), **arguments)
+            written = torch.onnx.export(module, (), str(out), **arguments)
     except ModuleNotFoundError as error:
         raise MissingExtra(package=error.name or "onnxscript", extra="torch", purpose="exporting to ONNX") from error
     except Exception as error:  # the exporters raise what lies deep below them
         raise translated(error, name) from error
+    return getattr(written, "exported_program", None)
 
 
 @contextlib.contextmanager
