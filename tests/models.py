@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -241,6 +242,35 @@ def write_typed(path: Path, dtype: str, *, size: int = 2) -> Path:
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
     onnx.checker.check_model(model)
     onnx.save(model, str(path))
+    return path
+
+
+def write_greeter(path: Path) -> Path:
+    """Write `text [batch] -> reply [batch], echo [batch], known [batch]`: a table of strings, the text, a number."""
+    table = {"hello": "good day", "": "say something", "café": "thé"}
+    text = helper.make_tensor_value_info("text", TensorProto.STRING, ["batch"])
+    replies: dict[str, Any] = {
+        "keys_strings": list(table),
+        "values_strings": list(table.values()),
+        "default_string": "what?",
+    }
+    numbers: dict[str, Any] = {"keys_strings": list(table), "values_int64s": [1] * len(table), "default_int64": 0}
+    graph = helper.make_graph(
+        [
+            helper.make_node("LabelEncoder", ["text"], ["reply"], domain="ai.onnx.ml", **replies),
+            helper.make_node("Identity", ["text"], ["echo"]),
+            helper.make_node("LabelEncoder", ["text"], ["known"], domain="ai.onnx.ml", **numbers),
+        ],
+        "greeter",
+        [text],
+        [
+            helper.make_tensor_value_info("reply", TensorProto.STRING, ["batch"]),
+            helper.make_tensor_value_info("echo", TensorProto.STRING, ["batch"]),
+            helper.make_tensor_value_info("known", TensorProto.INT64, ["batch"]),
+        ],
+    )
+    opsets = [helper.make_opsetid("", 18), helper.make_opsetid("ai.onnx.ml", 2)]
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=10), str(path))
     return path
 
 

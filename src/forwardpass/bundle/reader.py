@@ -10,10 +10,9 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from forwardpass.bundle.manifest import MANIFEST_NAME, BundledVariant, FileRecord, Manifest, decode_manifest
 from forwardpass.bundle.paths import check_member_name, list_members, open_member
+from forwardpass.core.archives import read_calls
 from forwardpass.core.tensors import Array, Signature
 from forwardpass.errors import BundleDamaged, BundleNotFound, InvalidOption
 
@@ -85,16 +84,10 @@ class Bundle:
         return [GoldenCall(inputs=given, outputs=got) for given, got in zip(inputs, outputs, strict=True)]
 
     def _read_calls(self, member: str) -> list[dict[str, Array]]:
-        """Read an archive whose arrays are named `<call>:<tensor>`."""
-        calls: dict[int, dict[str, Array]] = {}
         try:
-            with np.load(io.BytesIO(self.read(member)), allow_pickle=False) as archive:
-                for key in archive.files:
-                    call, _, tensor = key.partition(":")
-                    calls.setdefault(int(call), {})[tensor] = archive[key]
+            return read_calls(io.BytesIO(self.read(member)))
         except (ValueError, zipfile.BadZipFile) as error:
             raise BundleDamaged(path=str(self.path), reason=f"'{member}' is not a readable .npz: {error}") from error
-        return [calls[index] for index in sorted(calls)]
 
 
 def is_bundle(path: Path) -> bool:

@@ -12,11 +12,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-import numpy as np
-
 from forwardpass.bundle.manifest import MANIFEST_NAME, FileRecord, Manifest, encode_manifest
 from forwardpass.bundle.paths import check_member_name
 from forwardpass.bundle.reader import is_bundle
+from forwardpass.core.archives import write_calls
 from forwardpass.core.tensors import Tensors
 from forwardpass.errors import InvalidOption, StorageFailed
 
@@ -83,10 +82,9 @@ class BundleWriter:
         self._files[member] = FileRecord(sha256=hashlib.sha256(content).hexdigest(), size_bytes=len(content))
 
     def add_calls(self, member: str, calls: Sequence[Tensors]) -> None:
-        """Write the tensors of several calls as one `.npz`, each array named `<call>:<tensor>`."""
-        arrays = {f"{index}:{name}": array for index, call in enumerate(calls) for name, array in call.items()}
+        """Write the tensors of several calls as one `.npz`."""
         buffer = io.BytesIO()
-        np.savez_compressed(buffer, allow_pickle=False, **arrays)
+        write_calls(buffer, calls, is_compressed=True)
         self.add_bytes(member, buffer.getvalue())
 
     def commit(self, manifest: Manifest) -> None:

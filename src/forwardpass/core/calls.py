@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
 import numpy as np
 
 from forwardpass.core.samples import SampleGroup, Samples
+from forwardpass.core.strings import strings_array
 from forwardpass.core.tensors import BATCH_AXIS, Array, Signature, TensorSpec
 
 __all__ = ["CallSets", "calls_from_samples", "random_calls", "random_tensors"]
@@ -19,6 +21,8 @@ CALLS_PER_BATCH_SIZE = 16
 """Enough to show how latency varies with the length of real inputs, few enough to stay in the cache of a round."""
 DEFAULT_AXIS_SIZE = 16
 SEED = 20261101
+WORDS = (b"hello", b"good morning", b"a longer text of several words", b"42", "caf\u00e9".encode())
+"""Made-up strings of different lengths."""
 
 
 def calls_from_samples(samples: Samples, batch_sizes: Sequence[int]) -> CallSets:
@@ -39,7 +43,7 @@ def random_calls(signature: Signature, batch_sizes: Sequence[int], axis_sizes: M
 
 
 def random_tensors(signature: Signature, axis_sizes: Mapping[str, int]) -> dict[str, Array]:
-    """Make up one call: normal numbers for floats, ones for integers and booleans (valid as ids and as masks)."""
+    """Make up one call: normal numbers, words for strings, ones for all else (valid as ids and as masks)."""
     generator = np.random.default_rng(SEED)
     return {spec.name: _random_array(spec, axis_sizes, generator) for spec in signature.inputs}
 
@@ -48,6 +52,8 @@ def _random_array(spec: TensorSpec, axis_sizes: Mapping[str, int], generator: np
     shape = [dim if isinstance(dim, int) else axis_sizes.get(dim, DEFAULT_AXIS_SIZE) for dim in spec.shape]
     if np.dtype(spec.dtype).kind == "f":
         return generator.standard_normal(shape).astype(spec.dtype)
+    if spec.dtype == "object":
+        return strings_array([WORDS[pick] for pick in generator.integers(len(WORDS), size=math.prod(shape))], shape)
     return np.ones(shape, dtype=spec.dtype)
 
 

@@ -36,8 +36,8 @@ class TensorStatistics:
 
 
 def summarise_samples(samples: Samples) -> tuple[TensorStatistics, ...]:
-    """Summarise every input over all groups."""
-    names = samples.groups[0].inputs
+    """Summarise every input over all groups; strings have no such statistics and are left out."""
+    names = [name for name, array in samples.groups[0].inputs.items() if array.dtype.kind != "O"]
     return tuple(summarise_tensors(name, [group.inputs[name] for group in samples.groups]) for name in names)
 
 

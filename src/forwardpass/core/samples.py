@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from forwardpass.core.strings import array_bytes
 from forwardpass.core.tensors import Array, Signature, TensorSpec
 from forwardpass.errors import InvalidSamples
 
@@ -127,9 +128,10 @@ def _digests(group: SampleGroup) -> list[bytes]:
     for row in range(len(group)):
         digest = hashlib.blake2b(digest_size=16)
         for name in sorted(group.inputs):
-            array = group.inputs[name][row]
+            rows = group.inputs[name]
+            array = rows[row : row + 1].reshape(rows.shape[1:])  # a string alone would be no array
             digest.update(f"{name} {array.dtype} {array.shape} ".encode())
-            digest.update(np.ascontiguousarray(array).tobytes())
+            digest.update(array_bytes(array))
         digests.append(digest.digest())
     return digests
 
@@ -157,5 +159,5 @@ def fingerprint_samples(samples: Samples) -> str:
         for digest in _digests(group):
             total.update(digest)
         if group.labels is not None:
-            total.update(np.ascontiguousarray(group.labels).tobytes())
+            total.update(array_bytes(group.labels))
     return total.hexdigest()

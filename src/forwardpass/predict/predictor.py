@@ -5,11 +5,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from forwardpass.bundle import Bundle, open_bundle
 from forwardpass.core.protocols import Encoder, Processor, Runtime
+from forwardpass.core.strings import are_strings, as_strings
 from forwardpass.core.tensors import Array, Signature, Tensors
 from forwardpass.core.variants import BatchInvariance
 from forwardpass.errors import MalformedRequest, TensorMismatch
@@ -82,7 +84,8 @@ class Predictor:
         """Run tensors and return the outputs by name.
 
         `inputs` maps names to arrays; a model with one input also takes the bare array. An array of another
-        floating-point or integer width is converted where no value changes its kind (float64 to float32).
+        floating-point or integer width is converted where no value changes its kind (float64 to float32), and text
+        to the bytes that strings are.
 
         Raises:
             TensorMismatch: a name, dtype or shape does not fit the signature.
@@ -117,6 +120,11 @@ class Predictor:
         tensors = {}
         for name, value in inputs.items():
             array = np.asarray(value)
-            wanted = np.dtype(specs[name].dtype) if name in specs else array.dtype
-            tensors[name] = array.astype(wanted) if np.can_cast(array.dtype, wanted, "same_kind") else array
+            tensors[name] = _cast(array, np.dtype(specs[name].dtype) if name in specs else array.dtype)
         return tensors
+
+
+def _cast(array: Array, wanted: np.dtype[Any]) -> Array:
+    if wanted.kind == "O":  # numpy would make objects of numbers, too
+        return as_strings(array) if are_strings(array) else array
+    return array.astype(wanted) if np.can_cast(array.dtype, wanted, "same_kind") else array

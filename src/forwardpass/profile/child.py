@@ -110,16 +110,10 @@ class MeasuredVariant:
 
 
 def load_calls(path: str, *, only: int | None = None) -> list[dict[str, Array]]:
-    """Read calls, or only one of them, from an `.npz` whose arrays are named `<call>:<tensor>`."""
-    import numpy as np
+    """Read calls, or only one of them."""
+    from forwardpass.core.archives import read_calls
 
-    calls: dict[int, dict[str, Array]] = {}
-    with np.load(path, allow_pickle=False) as archive:
-        for key in archive.files:
-            call, _, tensor = key.partition(":")
-            if only in (None, int(call)):
-                calls.setdefault(int(call), {})[tensor] = archive[key]
-    return [calls[index] for index in sorted(calls)]
+    return read_calls(path, only=only)
 
 
 def open_variant(command: Open) -> tuple[MeasuredVariant, Opened]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from forwardpass.core.strings import array_bytes
 from forwardpass.core.tensors import Array, Tensors
 from forwardpass.core.variants import BatchInvariance
 from forwardpass.profile.audits import MAX_DIFFERENCE
@@ -177,7 +178,9 @@ def compare(answer: Tensors, reference: Tensors, typical: Mapping[str, float]) -
     from forwardpass.predict.golden import relative_error
 
     pairs = [
-        (name, answer[name], array) for name, array in reference.items() if answer[name].tobytes() != array.tobytes()
+        (name, answer[name], array)
+        for name, array in reference.items()
+        if array_bytes(answer[name]) != array_bytes(array)
     ]
     return Difference(
         error=max(
@@ -194,12 +197,14 @@ def _shrink(reference: Array, typical_norm: float) -> float:
 
 
 def _norm(array: Array) -> float:
+    if array.dtype.kind == "O":
+        return 1.0  # strings are equal or not, whatever their length
     finite = array[np.isfinite(array)].astype(np.float64)
     return float(np.linalg.norm(finite))
 
 
 def _bytes_of(answer: Tensors) -> bytes:
-    return b"".join(answer[name].tobytes() for name in sorted(answer))
+    return b"".join(array_bytes(answer[name]) for name in sorted(answer))
 
 
 def _decides_otherwise(answer: Array, reference: Array) -> bool:

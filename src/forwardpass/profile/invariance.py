@@ -19,6 +19,7 @@ from itertools import islice
 import numpy as np
 
 from forwardpass.core.protocols import Runtime
+from forwardpass.core.strings import array_bytes
 from forwardpass.core.tensors import Array, Signature, Tensors, concatenate_rows
 from forwardpass.core.variants import BatchInvariance
 from forwardpass.profile.audits import AnswerDigest, InvarianceAudit, PaddingFinding
@@ -266,7 +267,7 @@ def _as_neighbours(bench: _Bench, name: str, rows: Array, neighbours: Neighbours
 def _rows_are_alike(bench: _Bench) -> bool:
     """Tell whether no neighbour differs from the row under test but for being made hostile."""
     return all(
-        array[:1].tobytes() * _num_rows(pool) == np.ascontiguousarray(array).tobytes()
+        array_bytes(array[:1]) * _num_rows(pool) == array_bytes(array)
         for pool in bench.pools
         for array in pool.values()
     )
@@ -320,7 +321,7 @@ def _pad_rows(bench: _Bench, found: LengthAxis, sizes: Sequence[int]) -> Iterato
             longer = [_row(pool, (1 + number) % _num_rows(pool)) for number in range(size - 1)]
             answers = bench.runtime.run(concatenate_rows([*longer, padded]))
             answer = crop_answer(_row(answers, size - 1), alone)
-            is_same = all(answer[name].tobytes() == array.tobytes() for name, array in alone.items())
+            is_same = all(array_bytes(answer[name]) == array_bytes(array) for name, array in alone.items())
             where = f"{short} of {length} positions, {'alone' if size == 1 else f'in a batch of {size}'}"
             yield _Padded(difference=compare(answer, alone, typical_norms([alone])), where="" if is_same else where)
 
@@ -340,5 +341,5 @@ def _digest(answers: Sequence[Tensors]) -> str:
     digest = hashlib.sha256()
     for answer in answers:
         for name in sorted(answer):
-            digest.update(answer[name].tobytes())
+            digest.update(array_bytes(answer[name]))
     return digest.hexdigest()

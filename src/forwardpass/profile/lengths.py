@@ -67,4 +67,4 @@ def mask_after_first(mask: Array) -> Array:
 
 def _pad(array: Array, spec: TensorSpec, axis: str, length: int) -> Array:
     missing = [(0, length - size if dim == axis else 0) for dim, size in zip(spec.shape, array.shape, strict=True)]
-    return np.pad(array, missing)
+    return np.pad(array, missing, constant_values=b"" if array.dtype.kind == "O" else 0)

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from forwardpass.core.archives import write_calls
 from forwardpass.core.calls import CallSets
 from forwardpass.core.measurement import Measurement
 from forwardpass.core.operators import OperatorBreakdown
@@ -193,8 +194,7 @@ def _save_calls(calls: CallSets, settings: ProfileSettings, folder: Path) -> dic
     for batch_size in sorted({min(calls), *(size for size in settings.batch_sizes if size in calls)}):
         paths[batch_size] = str(folder / f"{batch_size}.npz")
         by_size = sorted(calls[batch_size], key=lambda call: sum(array.size for array in call.values()))
-        arrays = {f"{at}:{name}": array for at, call in enumerate(by_size) for name, array in call.items()}
-        np.savez(paths[batch_size], allow_pickle=False, **arrays)
+        write_calls(paths[batch_size], by_size, is_compressed=False)
     return paths
 
 

@@ -6,11 +6,11 @@ Strings (BYTES) are a four-byte length and the bytes, one after another.
 from __future__ import annotations
 
 import math
-import struct
 from collections.abc import Sequence
 
 import numpy as np
 
+from forwardpass.core.strings import decode_strings, encode_strings
 from forwardpass.core.tensors import Array, TensorSpec
 from forwardpass.errors import TensorMismatch
 
@@ -20,7 +20,6 @@ MAX_RANK = 16
 MAX_SIZE = 2**63 - 1
 MAX_ITEM_BYTES = 8
 MAX_SHOWN_RANK = 8
-_LENGTH = struct.Struct("<I")
 
 
 def check_shape(shape: Sequence[int], spec: TensorSpec) -> int:
@@ -49,7 +48,7 @@ def decode_raw(data: bytes | memoryview, shape: Sequence[int], spec: TensorSpec)
     """
     num_elements = check_shape(shape, spec)
     if spec.dtype == "object":
-        return _decode_strings(data, num_elements, spec).reshape(shape)
+        return _decode_strings(data, shape, num_elements, spec)
     dtype = np.dtype(spec.dtype)
     if len(data) != num_elements * dtype.itemsize:
         raise TensorMismatch(
@@ -73,7 +72,7 @@ def encode_raw(array: Array) -> bytes:
 def raw_buffer(array: Array) -> bytes | memoryview:
     """Return what `encode_raw` does; of an array that lies in memory as it is sent, a view and no copy."""
     if array.dtype == object:
-        return b"".join(_LENGTH.pack(len(text)) + text for text in map(_as_bytes, array.ravel()))
+        return encode_strings(array)
     ordered = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
     return ordered.reshape(-1).view(np.uint8).data
 
@@ -84,25 +83,12 @@ def listed(shape: Sequence[int]) -> str:
     return f"[{', '.join([*map(str, shape[:MAX_SHOWN_RANK]), *more])}]"
 
 
-def _decode_strings(data: bytes | memoryview, num_elements: int, spec: TensorSpec) -> Array:
-    texts: list[bytes] = []
-    at, end = 0, len(data)
-    while at < end and len(texts) < num_elements:
-        if at + 4 > end:
-            break
-        (size,) = _LENGTH.unpack_from(data, at)
-        texts.append(bytes(data[at + 4 : at + 4 + size]))
-        at += 4 + size
-    if at != end or len(texts) != num_elements:
+def _decode_strings(data: bytes | memoryview, shape: Sequence[int], num_elements: int, spec: TensorSpec) -> Array:
+    try:
+        return decode_strings(data, shape)
+    except ValueError as error:
         raise TensorMismatch(
             tensor=spec.name,
             reason=f"has bytes that are not {num_elements} strings",
             expected="a four-byte length and the bytes of each",
-        )
-    array = np.empty(num_elements, object)
-    array[:] = texts
-    return array
-
-
-def _as_bytes(text: object) -> bytes:
-    return text if isinstance(text, bytes) else str(text).encode()
+        ) from error

@@ -8,8 +8,9 @@ from typing import Literal
 import numpy as np
 import onnxruntime as ort
 
+from forwardpass.core.strings import as_strings, strings_array
 from forwardpass.core.tensors import BATCH_AXIS, Array, Dimension, Signature, Tensors, TensorSpec
-from forwardpass.errors import InvalidModel, SourceNotFound
+from forwardpass.errors import InvalidModel, SourceNotFound, TensorMismatch
 from forwardpass.runtimes.options import RuntimeOptions
 
 __all__ = ["OnnxRuntime", "save_optimised", "save_ort", "session_options"]
@@ -27,6 +28,7 @@ _DTYPES = {
     "tensor(uint32)": "uint32",
     "tensor(uint64)": "uint64",
     "tensor(bool)": "bool",
+    "tensor(string)": "object",
 }
 _LEVELS = {
     "basic": ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
@@ -83,14 +85,17 @@ class OnnxRuntime:
 
         Raises:
             MemoryError: this machine has not enough memory for it.
+            TensorMismatch: a string is not UTF-8.
         """
+        given = {name: _as_texts(array, name) if array.dtype == object else array for name, array in tensors.items()}
         try:
-            outputs = self._session.run(self._output_names, dict(tensors))
+            outputs = self._session.run(self._output_names, given)
         except Exception as error:  # ONNX Runtime has no class for this, and its classes share no base but this one
             if any(words in str(error) for words in _OUT_OF_MEMORY):
                 raise MemoryError("ONNX Runtime could not allocate memory") from error
             raise
-        return dict(zip(self._output_names, outputs, strict=True))
+        answers = dict(zip(self._output_names, outputs, strict=True))
+        return {name: as_strings(array) if array.dtype == object else array for name, array in answers.items()}
 
 
 def save_optimised(source: Path, target: Path, *, level: Literal["basic", "extended"]) -> None:
@@ -151,6 +156,17 @@ def _renamed(spec: TensorSpec, leading: str) -> TensorSpec:
     """Call the axis `leading` by its role. The names of other axes stay as the file has them."""
     shape = tuple(BATCH_AXIS if dim == leading else dim for dim in spec.shape)
     return TensorSpec(name=spec.name, dtype=np.dtype(spec.dtype).name, shape=shape)
+
+
+def _as_texts(array: Array, name: str) -> Array:
+    """Return strings as ONNX Runtime takes them."""
+    try:
+        texts = [text.decode() if isinstance(text, bytes) else text for text in array.ravel()]
+    except UnicodeDecodeError as error:
+        raise TensorMismatch(
+            tensor=name, reason="has a string that is not UTF-8", expected="text encoded as UTF-8"
+        ) from error
+    return strings_array(texts, array.shape)
 
 
 def _first_line(error: Exception) -> str:

@@ -15,6 +15,7 @@ from numpy.lib.npyio import NpzFile
 
 from forwardpass.core.references import is_reference, resolve_reference
 from forwardpass.core.samples import SampleGroup, Samples, SampleSplits, split_samples
+from forwardpass.core.strings import are_strings, as_strings
 from forwardpass.core.tensors import Array
 from forwardpass.errors import InvalidSamples, SourceNotFound
 
@@ -146,14 +147,18 @@ def _group(arrays: dict[str, Array], *, origin: str) -> SampleGroup:
     if labels is not None and (labels.ndim == 0 or len(labels) != num_samples):
         found = len(labels) if labels.ndim else "a single number as"
         raise InvalidSamples(origin=origin, reason=f"it has {num_samples} samples but {found} labels")
+    arrays = {name: as_strings(array) if are_strings(array) else array for name, array in arrays.items()}
     for name, array in {**arrays, **({LABELS: labels} if labels is not None else {})}.items():
         _check_values(name, array, origin=origin)
     return SampleGroup(inputs=arrays, labels=labels)
 
 
 def _check_values(name: str, array: Array, *, origin: str) -> None:
+    if name != LABELS and array.dtype.kind == "O" and are_strings(array):
+        return
     if array.dtype.kind not in "fiub":
-        raise InvalidSamples(origin=origin, reason=f"the array '{name}' has dtype {array.dtype}, not numbers")
+        wanted = "numbers" if name == LABELS else "numbers or strings"
+        raise InvalidSamples(origin=origin, reason=f"the array '{name}' has dtype {array.dtype}, not {wanted}")
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         bad = int((~np.isfinite(array)).reshape(len(array), -1).any(axis=1).argmax())
         raise InvalidSamples(

@@ -18,6 +18,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from forwardpass.core.strings import decode_strings, encode_strings
 from forwardpass.core.tensors import Array
 
 __all__ = [
@@ -59,6 +60,8 @@ class Placed(msgspec.Struct, frozen=True, array_like=True):
     dtype: str
     shape: tuple[int, ...]
     offset: int
+    num_bytes: int = 0
+    """Of the encoded strings; of other tensors dtype and shape tell it."""
 
 
 class Ready(msgspec.Struct, frozen=True, tag=True, array_like=True):
@@ -101,6 +104,10 @@ encode = msgspec.msgpack.Encoder().encode
 decode = msgspec.msgpack.Decoder(Message).decode
 
 
+STRINGS = np.dtype(object).str
+"""Strings lie in the arena as the protocol sends them: pointers would mean nothing to the other process."""
+
+
 @cache
 def _dtype_code(dtype: np.dtype[Any]) -> str:
     """Return what numpy makes the dtype from again; it takes a microsecond to put together."""
@@ -110,6 +117,10 @@ def _dtype_code(dtype: np.dtype[Any]) -> str:
 def socket_pair() -> tuple[socket.socket, socket.socket]:
     """Return the two ends of a channel."""
     return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+
+
+def _encoded(parts: list[Array]) -> Array:
+    return np.frombuffer(b"".join(map(encode_strings, parts)), np.uint8)
 
 
 class Arena:
@@ -150,13 +161,19 @@ class Arena:
         for name, parts in tensors:
             first = parts[0]
             shape = first.shape if len(parts) == 1 else (sum(map(len, parts)), *first.shape[1:])
-            placed = Placed(name, _dtype_code(first.dtype), shape, offset)
+            code = _dtype_code(first.dtype)
+            if code == STRINGS:
+                parts = [_encoded(parts)]
+                size = parts[0].nbytes
+                placed = Placed(name, code, shape, offset, size)
+            else:
+                size = first.nbytes if len(parts) == 1 else sum(part.nbytes for part in parts)
+                placed = Placed(name, code, shape, offset)
             planned.append((placed, parts))
-            size = first.nbytes if len(parts) == 1 else sum(part.nbytes for part in parts)
             offset += -(-size // ALIGNMENT) * ALIGNMENT
         self._reserve(offset)
         for placed, parts in planned:
-            whole = self.view(placed)
+            whole = self._bytes_at(placed) if placed.dtype == STRINGS else self.view(placed)
             if len(parts) == 1:
                 whole[...] = parts[0]
             else:
@@ -164,8 +181,13 @@ class Arena:
         return tuple(placed for placed, _ in planned)
 
     def view(self, placed: Placed) -> Array:
-        """Return a tensor without copying it; it is valid until the arena changes hands."""
+        """Return a tensor without copying it, strings apart; it is valid until the arena changes hands."""
+        if placed.dtype == STRINGS:
+            return decode_strings(self._bytes_at(placed).data, placed.shape)
         return np.ndarray(placed.shape, placed.dtype, self._map, placed.offset)
+
+    def _bytes_at(self, placed: Placed) -> Array:
+        return np.ndarray((placed.num_bytes,), np.uint8, self._map, placed.offset)
 
     def close(self) -> None:
         """Let go of the memory now; views that are still held keep it alive."""

@@ -232,12 +232,18 @@ class _Comparison:
 
 
 def _difference(answer: Mapping[str, Array], other: Mapping[str, Array]) -> float:
-    """Return the largest difference relative to the largest value; infinity where the outputs cannot be compared."""
+    """Return the largest difference relative to the largest value; infinity where the outputs cannot be compared.
+
+    Of strings, the share that differs.
+    """
     worst = 0.0
     for name, array in answer.items():
         theirs = other.get(name)
-        if theirs is None or theirs.shape != array.shape or array.dtype.kind not in "fiub":
+        if theirs is None or theirs.shape != array.shape or array.dtype.kind not in "fiubO":
             return float("inf")
+        if array.dtype.kind == "O":
+            worst = max(worst, float(np.mean(array != theirs))) if array.size else worst
+            continue
         if array.size:
             ours, theirs = array.astype(np.float64), theirs.astype(np.float64)
             with np.errstate(invalid="ignore"):

@@ -1,7 +1,7 @@
 """Puts requests into one batch and takes their answers out again, with padding where shapes or sizes differ.
 
 Rows are padded with copies of the last one, which is a valid input whatever the model does. Shapes are padded with
-zeros along the axes for which the bundle's evidence says that this changes no answer.
+zeros (strings: with empty ones) along the axes for which the bundle's evidence says that this changes no answer.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from forwardpass.core.batching import Batch
+from forwardpass.core.strings import blank
 from forwardpass.core.tensors import BATCH_AXIS, Array, Signature, Tensors, TensorSpec
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ def _padded(parts: list[Array]) -> list[Array]:
 
 
 def _grown(part: Array, shape: tuple[int, ...]) -> Array:
-    grown = np.zeros((len(part), *shape), part.dtype)
+    grown = blank((len(part), *shape), part.dtype)
     grown[tuple(slice(size) for size in part.shape)] = part
     return grown
 

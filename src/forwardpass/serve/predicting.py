@@ -15,6 +15,7 @@ import msgspec
 import numpy as np
 
 from forwardpass.core.protocols import Decoder, Encoder, StreamingDecoder
+from forwardpass.core.strings import readable_lists
 from forwardpass.core.tensors import Array, Signature
 from forwardpass.errors import DeadlineExceeded, MalformedRequest, NotReady, Overloaded, RequestError
 from forwardpass.protocol import decode_tensor
@@ -203,7 +204,7 @@ def _answer_lists(exchange: Exchange, result: Mapping[str, Array] | RequestError
     if isinstance(result, RequestError):
         exchange.respond(error_response(result))
     else:
-        exchange.respond(json_response({"outputs": {name: array.tolist() for name, array in result.items()}}))
+        exchange.respond(json_response({"outputs": {name: readable_lists(array) for name, array in result.items()}}))
 
 
 def _encode(encoder: Encoder, prediction: _Prediction) -> dict[str, Array]:

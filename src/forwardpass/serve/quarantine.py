@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 
+from forwardpass.core.strings import array_bytes
 from forwardpass.core.tensors import Tensors
 
 __all__ = ["Quarantine"]
@@ -64,5 +65,5 @@ def _fingerprint(tensors: Tensors) -> bytes:
     for name in sorted(tensors):
         array = tensors[name]
         digest.update(f"{name}:{array.dtype.str}:{array.shape};".encode())
-        digest.update(array.tobytes())
+        digest.update(array_bytes(array))
     return digest.digest()

@@ -17,7 +17,7 @@ import msgspec
 
 from forwardpass.bundle import Bundle, BundledVariant, open_bundle
 from forwardpass.core.protocols import Runtime
-from forwardpass.errors import BundleDamaged, ForwardpassError
+from forwardpass.errors import BundleDamaged, ForwardpassError, TensorMismatch
 from forwardpass.predict import open_variant
 from forwardpass.runtimes import RuntimeOptions
 from forwardpass.serve.channel import (
@@ -108,6 +108,8 @@ def _run(message: Run, arena: Arena, runtime: Runtime) -> Message:
         placed = arena.place([(name, [array]) for name, array in outputs.items()])
     except (MemoryError, OSError) as error:  # the arena grows by mapping more of a file in memory
         return Failed(OUT_OF_MEMORY, type(error).__name__)
+    except TensorMismatch as error:  # the sentence holds no value of the client's
+        return Failed("input-rejected", str(error).rstrip("."))
     except Exception as error:  # the runtimes' own classes share no base but this one; the process goes on
         return Failed("input-rejected", type(error).__name__)
     return Done(arena.num_bytes, placed, compute_s, time.monotonic())

@@ -116,7 +116,8 @@ def _summarise_outputs(candidate: Candidate, samples: Samples) -> tuple[TensorSt
     collected: dict[str, list[Array]] = {}
     for group in samples.batches(1):
         for name, array in runtime.run(group.inputs).items():
-            collected.setdefault(name, []).append(array)
+            if array.dtype.kind != "O":  # strings have no such statistics
+                collected.setdefault(name, []).append(array)
     return tuple(summarise_tensors(name, arrays) for name, arrays in collected.items())
 
 
