@@ -309,7 +309,9 @@ def _rows(samples: Samples) -> list[dict[str, Array]]:
     """Take single samples, groups of one shape one after another, as many as are sent in turn."""
     share = -(-MAX_BODIES // len(samples.groups))
     rows = [
-        {name: array[at] for name, array in group.inputs.items()}
+        {
+            name: array[at : at + 1].reshape(array.shape[1:]) for name, array in group.inputs.items()
+        }  # a string alone would be no array
         for group in samples.groups
         for at in range(min(len(group), share))
     ]
