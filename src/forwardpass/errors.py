@@ -534,6 +534,7 @@ class AddressInUse(EnvironmentProblem, OSError):
     def __init__(self, *, address: str, reason: str, options: str = "--host or --port") -> None:
         self.address = address
         self.reason = reason
+        self.options = options
         super().__init__(f"Cannot listen on {address}: {reason}. Choose another with {options}.")
 
 
