@@ -83,7 +83,7 @@ MISTAKES = [
     (
         ("ship", "nowhere.onnx", "--data", "samples.npz", "--out", "o"),
         2,
-        "Cannot find 'nowhere.onnx': expected an ONNX",
+        "Cannot find 'nowhere.onnx': expected a model file",
     ),
     (("ship", "mlp.onnx", "--data", "nowhere.npz", "--out", "o"), 2, "Cannot find 'nowhere.npz'"),
     (("ship", "mlp.onnx", "--data", "nan.npz", "--out", "o"), 2, "has NaN or infinity, first in sample"),
