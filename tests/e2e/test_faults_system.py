@@ -22,6 +22,7 @@ import numpy as np
 import psutil
 import pytest
 
+from forwardpass.serve.server import SAME_SIGNAL_S
 from tests.e2e.processes import ServerProcess, server_process
 from tests.e2e.serving import Background, eventually, infer_body, post, serve_settings, serving
 from tests.models import mlp_calls, write_bundle, write_mlp, write_text_bundle, write_typed
@@ -241,7 +242,6 @@ def leaks(rounds: list[tuple[int, int]], *, max_bytes: float = 96 * 1024) -> boo
 
 LEAKING = """
 import sys
-from forwardpass.serve.server import SAME_SIGNAL_S
 from forwardpass.serve.app import Application
 handle, kept = Application.handle, []
 def leak(self, exchange):
