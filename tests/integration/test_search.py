@@ -17,7 +17,7 @@ from forwardpass.core.samples import SampleGroup, Samples, SampleSplits, split_s
 from forwardpass.core.slo import QualityFloor
 from forwardpass.core.variants import Format, Precision, Variant
 from forwardpass.errors import InvalidOption
-from forwardpass.optimize import Optimization, OptimizeSettings, Target, optimize_model, optimizing
+from forwardpass.optimize import Optimization, OptimizeSettings, Target, comparing, making, optimize_model
 from forwardpass.optimize.candidates import Blueprint, Workshop, build
 from forwardpass.optimize.gains import measure_gains
 from forwardpass.optimize.results import ResultStore
@@ -81,7 +81,7 @@ def test_a_search_that_is_killed_makes_and_measures_nothing_again(
         made.append(blueprint.name)
         return build(blueprint, workshop)
 
-    monkeypatch.setattr(optimizing, "build", watched)
+    monkeypatch.setattr(making, "build", watched)
     first = search(model, work)
     assert "onnx-graph" not in made
     kept = {path.name: path.stat().st_mtime_ns for path in memory.glob("*.json")}
@@ -89,7 +89,7 @@ def test_a_search_that_is_killed_makes_and_measures_nothing_again(
     assert not again
 
     made.clear()
-    monkeypatch.setattr(optimizing, "profile_variants", lambda *_, **__: pytest.fail("measured twice"))
+    monkeypatch.setattr(comparing, "profile_variants", lambda *_, **__: pytest.fail("measured twice"))
     assert search(model, work) == first
     assert not made
 

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import msgspec
 
-__all__ = ["ResultStore", "content_key"]
+__all__ = ["ResultStore", "content_key", "hash_file"]
 
 _T = TypeVar("_T")
 
@@ -38,3 +38,9 @@ class ResultStore:
 def content_key(*parts: object) -> str:
     """Return a hash of values that JSON can carry."""
     return hashlib.sha256(msgspec.json.encode(parts, order="deterministic")).hexdigest()[:32]
+
+
+def hash_file(path: str) -> str:
+    """Return the SHA-256 of a file."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -55,6 +55,7 @@ from forwardpass.profile.protocol import (
     Traced,
 )
 from forwardpass.profile.settings import ProfileSettings
+from forwardpass.report.format import format_number_of
 
 __all__ = ["audit_variants", "profile_variants", "purpose_of"]
 
@@ -210,7 +211,7 @@ def _sweep(session: _Session, num_threads: int) -> None:
             record.opened = children[name].ask(session.opening(record, num_threads), Opened)
             _audit(session, children[name], record, num_threads)
         for batch_size in session.paths:
-            session.progress(f"batch size {batch_size}, {_count(num_threads, 'thread')}")
+            session.progress(f"batch size {batch_size}, {format_number_of(num_threads, 'thread')}")
             _measure_batch_size(session, children, num_threads=num_threads, batch_size=batch_size)
 
 
@@ -260,10 +261,6 @@ def _reason_to_skip(record: _Record, settings: ProfileSettings, *, num_threads: 
         return "the model takes one row a call"
     predicted_s = predict_call_s({cell.batch_size: cell.p50_s.value for cell in cells}, batch_size)
     return skip_reason(predicted_s, skipped, settings)
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 # --- cold start ----------------------------------------------------------------------------------------------------
@@ -317,7 +314,7 @@ def _audit(session: _Session, child: ChildProcess, record: _Record, num_threads:
     if record.audits:
         record.by_threads[num_threads] = _digest(child, record)
     if not record.audits or num_threads in differing_thread_counts(record.by_threads):
-        session.progress.name(f"same answer in any batch, {_count(num_threads, 'thread')}")
+        session.progress.name(f"same answer in any batch, {format_number_of(num_threads, 'thread')}")
         audit = child.ask(Audit(budget_s=session.settings.audit_budget_s), Audited).audit
         record.audits[num_threads] = audit
         record.by_threads.setdefault(num_threads, list(audit.digests))
@@ -329,7 +326,7 @@ def _compare_threads(session: _Session) -> None:
         for record in session.records.values():
             if num_threads in record.by_threads:
                 continue
-            session.progress.name(f"same answer with {_count(num_threads, 'thread')}")
+            session.progress.name(f"same answer with {format_number_of(num_threads, 'thread')}")
             with session.spawn(record) as child:
                 child.ask(session.opening(record, num_threads), Opened)
                 _audit(session, child, record, num_threads)

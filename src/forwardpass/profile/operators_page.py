@@ -9,7 +9,7 @@ from markupsafe import Markup
 from forwardpass.core.operators import NodeCost, OperatorBreakdown
 from forwardpass.profile.profiles import VariantProfile
 from forwardpass.report.charts import Bar, BarPart, stacked_bars
-from forwardpass.report.format import format_bytes, format_seconds
+from forwardpass.report.format import format_bytes, format_number_of, format_seconds
 from forwardpass.report.page import Column, Figure, RowGroup, Section, render_figures, render_notes, render_table
 
 __all__ = ["MAX_SHOWN_NODES", "operators_section"]
@@ -48,7 +48,7 @@ def operators_section(profiles: Sequence[VariantProfile]) -> Section | None:
 
 
 def _heading(variant: str, found: OperatorBreakdown) -> str:
-    return f"{variant} · batch size {found.batch_size}, {_count(found.num_threads, 'thread')}"
+    return f"{variant} · batch size {found.batch_size}, {format_number_of(found.num_threads, 'thread')}"
 
 
 def _rows(found: OperatorBreakdown) -> list[list[str | Markup]]:
@@ -56,7 +56,9 @@ def _rows(found: OperatorBreakdown) -> list[list[str | Markup]]:
     rest = found.nodes[MAX_SHOWN_NODES:]
     if rest:
         seconds, share = sum(node.p50_s for node in rest), sum(node.share for node in rest)
-        shown.append([_count(len(rest), "other node"), "", "", format_seconds(seconds), f"{share:.0%}", "", "", ""])
+        shown.append(
+            [format_number_of(len(rest), "other node"), "", "", format_seconds(seconds), f"{share:.0%}", "", "", ""]
+        )
     return shown
 
 
@@ -116,7 +118,3 @@ def _large(number: float) -> str:
         if number >= size:
             return f"{number / size:.3g}{unit}"
     return f"{number:.0f}"
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -6,7 +6,15 @@ from dataclasses import dataclass
 
 from forwardpass.core.measurement import Measurement
 
-__all__ = ["format_bytes", "format_count", "format_measurement", "format_ratio", "format_seconds", "format_share"]
+__all__ = [
+    "format_bytes",
+    "format_count",
+    "format_measurement",
+    "format_number_of",
+    "format_ratio",
+    "format_seconds",
+    "format_share",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +58,15 @@ def format_count(number: float) -> str:
     ('1,234', '0.500')
     """
     return f"{number:,.{_decimals(number)}f}"
+
+
+def format_number_of(number: int, noun: str) -> str:
+    """Write a number of things.
+
+    >>> format_number_of(1, "thread"), format_number_of(2, "thread")
+    ('1 thread', '2 threads')
+    """
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def format_ratio(ratio: float) -> str:

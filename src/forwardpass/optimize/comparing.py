@@ -1,0 +1,84 @@
+"""Measuring the candidates side by side, in turns, as far as the time goes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from forwardpass.core.calls import calls_from_samples
+from forwardpass.core.protocols import Progress
+from forwardpass.core.samples import Samples
+from forwardpass.core.variants import Variant
+from forwardpass.errors import ChildFailed
+from forwardpass.optimize.budget import fit_profile
+from forwardpass.optimize.candidates import MIXED
+from forwardpass.optimize.entries import SHARE_OF_MAKING, SHARE_OF_SCORING, Entry, Search
+from forwardpass.optimize.results import content_key, hash_file
+from forwardpass.profile import VariantProfile, profile_variants
+from forwardpass.profile.measuring import purpose_of
+
+__all__ = ["profile_all"]
+
+
+def profile_all(
+    entries: Sequence[Entry],
+    samples: Samples,
+    search: Search,
+    progress: Progress,
+    *,
+    needed: frozenset[str],
+) -> list[Entry]:
+    """Measure all candidates side by side, as many as there is time for, and return those that stay in the search.
+
+    One whose process dies is out. The others are then measured anew: rounds are compared in pairs, and what was
+    measured before the death has no partners behind it.
+    """
+    start = SHARE_OF_MAKING + SHARE_OF_SCORING
+
+    def show(text: str, *, done: float) -> None:
+        progress(text, done=start + (1 - start) * done)
+
+    running = [entry for entry in entries if not entry.failure]
+    settings, num_measured = fit_profile(search.settings.profile, len(running), search.budget.left_s)
+    for entry in _least_promising(running, needed)[: max(len(running) - num_measured, 0)]:
+        search.left_out.append(f"{entry.variant.name} was not measured: {search.budget}")
+        running.remove(entry)
+    dropped = [entry for entry in entries if not entry.failure and entry not in running]
+    if settings != search.settings.profile:
+        search.left_out.append(f"measurements were shortened: {search.budget}")
+    calls = calls_from_samples(samples, settings.batch_sizes)
+    while any(entry.profile is None for entry in running):
+        variants = [entry.variant for entry in running]
+        key = content_key("profiles", search.key, settings, [_identity(variant) for variant in variants])
+        profiles = search.store.find(key, tuple[VariantProfile, ...])
+        try:
+            if profiles is None:
+                profiles = profile_variants(variants, calls, settings=settings, progress=show)
+                search.store.keep(key, profiles)
+        except ChildFailed as error:
+            lost = next((entry for entry in running if purpose_of(entry.variant) == error.purpose), None)
+            if lost is None or lost.variant.name in needed:
+                raise
+            lost.failure = str(error)
+            running.remove(lost)
+        else:
+            for entry, profile in zip(running, profiles, strict=True):
+                entry.profile = profile
+    return [entry for entry in entries if entry not in dropped]
+
+
+def _identity(variant: Variant) -> tuple[str, str]:
+    is_file = Path(variant.location).is_file()
+    return variant.name, hash_file(variant.location) if is_file else variant.location
+
+
+def _least_promising(entries: Sequence[Entry], needed: frozenset[str]) -> list[Entry]:
+    """Return what may be left unmeasured: what is farthest from the source's answers goes first.
+
+    The mixed variant goes last: as a whole file it was surely faster than float.
+    """
+    free = [entry for entry in entries if entry.variant.name not in needed]
+    return sorted(
+        free,
+        key=lambda entry: (entry.variant.name == MIXED, -(entry.error.value if entry.error is not None else 0.0)),
+    )

@@ -1,0 +1,182 @@
+"""Making the candidates, each once: what was made before by the same recipe from the same model is taken as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from forwardpass.core.metrics import Metric
+from forwardpass.core.protocols import Progress
+from forwardpass.core.variants import Format, Precision, Variant
+from forwardpass.errors import ForwardpassError, MissingExtra, NothingGained, NothingToQuantise, StorageFailed
+from forwardpass.optimize.candidates import MIXED, Workshop, blueprints, build
+from forwardpass.optimize.entries import SHARE_OF_MAKING, SHARE_OF_SCORING, Entry, Search, as_sentence
+from forwardpass.optimize.mixing import MixedWork, build_mixed, layers_of
+from forwardpass.optimize.results import content_key, hash_file
+from forwardpass.optimize.scoring import Scorer, score_one
+from forwardpass.optimize.values import LayerEvidence, SearchStep, Target
+from forwardpass.optimize.verdicts import floor_score
+
+__all__ = ["make_all", "make_int8_of", "make_mixed"]
+
+SHARE_OF_BUDGET_FOR_MAKING, SHARE_OF_BUDGET_FOR_SEARCH = 0.35, 0.5
+"""Of a budget: no variant is begun after the first, no further set of nodes tried after the second. Measuring gets the
+rest, for what is not measured cannot be chosen."""
+
+
+class _Made(msgspec.Struct, frozen=True, kw_only=True):
+    """A variant that was made, or why there is none, and the file as it was then."""
+
+    variant: Variant
+    failure: str = ""
+    is_rejected: bool = False
+    sha256: str = ""
+    layers: tuple[LayerEvidence, ...] = ()
+    steps: tuple[SearchStep, ...] = ()
+    is_needless: bool = False
+
+
+def make_all(workshop: Workshop, search: Search, progress: Progress) -> list[Entry]:
+    """Make every variant that has a recipe of its own, as many as there is time for."""
+    entries = []
+    plans = blueprints()
+    for number, blueprint in enumerate(plans):
+        if not search.budget.has_time(SHARE_OF_BUDGET_FOR_MAKING):
+            search.left_out.append(f"{blueprint.name} was not made: {search.budget}")
+            continue
+        progress(f"making {blueprint.name}", done=SHARE_OF_MAKING * number / len(plans))
+        key = content_key("variant", search.key, blueprint.name, workshop.reduce_range)
+        entry = _recall(search.store.find(key, _Made), workshop)
+        if entry is None:
+            entry = _attempt(blueprint.name, blueprint.precision, workshop, partial(build, blueprint, workshop))
+            search.store.keep(key, _record(entry))
+        entries.append(entry)
+    return entries
+
+
+def _record(entry: Entry, **evidence: Any) -> _Made:
+    sha256 = "" if entry.failure or not entry.variant.location else hash_file(entry.variant.location)
+    return _Made(variant=entry.variant, failure=entry.failure, is_rejected=entry.is_rejected, sha256=sha256, **evidence)
+
+
+def _recall(made: _Made | None, workshop: Workshop) -> Entry | None:
+    """Return a candidate that was made before, if its file is still what it was then; a failure is tried again."""
+    if made is None or (made.failure and not made.is_rejected):
+        return None
+    if made.failure or made.is_needless:
+        return Entry(variant=made.variant, failure=made.failure, is_rejected=made.is_rejected)
+    file = workshop.folder / Path(made.variant.location).name
+    if not file.is_file() or hash_file(str(file)) != made.sha256:
+        return None
+    return Entry(variant=replace(made.variant, location=str(file)))
+
+
+def make_mixed(
+    workshop: Workshop,
+    search: Search,
+    entries: Sequence[Entry],
+    scorer: Scorer,
+    metric: Metric,
+    progress: Progress,
+) -> list[Entry]:
+    """Make the variant with some nodes in float, where that is faster or keeps a floor that is missed without."""
+    floor = floor_score(entries[0], metric, search.settings)
+    static = [it.validation.value for it in entries if it.validation and it.variant.precision is Precision.INT8_STATIC]
+    if not static:
+        return []
+    if not search.budget.has_time(SHARE_OF_BUDGET_FOR_MAKING):
+        search.left_out.append(f"{MIXED} was not made: {search.budget}")
+        return []
+    progress(f"making {MIXED}", done=SHARE_OF_MAKING + SHARE_OF_SCORING)
+    target = search.settings.target
+    key = content_key(
+        "mixed", search.key, metric.name, metric.higher_is_better, floor, target, workshop.reduce_range,
+        search.settings.profile.batch_sizes,
+    )  # fmt: skip
+    made = search.store.find(key, _Made)
+    entry = _recall(made, workshop)
+    if entry is None:
+        work = MixedWork(
+            workshop=workshop,
+            store=search.store,
+            key=key,
+            score=scorer.validate,
+            holds=lambda score: scorer.is_within(score, floor),
+            is_for_speed=target in (Target.LATENCY, Target.THROUGHPUT, Target.COST),
+            static_holds=any(scorer.is_within(score, floor) for score in static),
+            num_rows=1 if target is Target.LATENCY else max(search.settings.profile.batch_sizes),
+            has_time=lambda: search.budget.has_time(SHARE_OF_BUDGET_FOR_SEARCH),
+        )
+        entry, made = _attempt_mixed(work)
+        if work.is_finished:
+            search.store.keep(key, made)
+        else:
+            search.left_out.append(f"the search for nodes to keep in float ended early: {search.budget}")
+    assert made is not None, "an entry comes from a record or with one"
+    search.layers = made.layers
+    search.path += made.steps
+    if made.is_needless:
+        return []
+    score_one(entry, scorer, is_needed=False)
+    search.note(entry, metric)
+    return [entry]
+
+
+def _attempt_mixed(work: MixedWork) -> tuple[Entry, _Made]:
+    found: list[Variant] = []
+
+    def make() -> Variant:
+        variant = build_mixed(work)
+        found.extend([variant] if variant is not None else [])
+        return variant or Variant(name=MIXED, format=Format.ONNX, precision=Precision.INT8_STATIC, location="")
+
+    entry = _attempt(MIXED, Precision.INT8_STATIC, work.workshop, make)
+    is_needless = not found and not entry.failure
+    return entry, _record(entry, layers=layers_of(work), steps=tuple(work.steps), is_needless=is_needless)
+
+
+def make_int8_of(
+    variants: Sequence[Variant], workshop: Workshop, search: Search, scorer: Scorer, progress: Progress
+) -> list[Entry]:
+    """Quantise networks that were made leaner before: what they gain and what 8 bits gain add up."""
+    blueprint = next(plan for plan in blueprints() if plan.precision is Precision.INT8_STATIC)
+    entries = []
+    for variant in variants:
+        name = f"{variant.name}-{blueprint.name}"
+        if not search.budget.has_time(SHARE_OF_BUDGET_FOR_SEARCH):
+            search.left_out.append(f"{name} was not made: {search.budget}")
+            continue
+        progress(f"making {name}", done=SHARE_OF_MAKING + SHARE_OF_SCORING)
+        inner = replace(workshop, baseline=variant, folder=workshop.folder / variant.name, plans={})
+        inner.folder.mkdir(exist_ok=True)
+        try:
+            entry = _attempt(name, blueprint.precision, inner, partial(build, blueprint, inner))
+        finally:
+            inner.tidy()
+        entry.variant = replace(entry.variant, name=name)
+        score_one(entry, scorer, is_needed=False)
+        search.note(entry, scorer.metric)
+        entries.append(entry)
+    return entries
+
+
+def _attempt(name: str, precision: Precision, workshop: Workshop, make: Callable[[], Variant]) -> Entry:
+    """Make a variant; what goes wrong ends this variant and not the search."""
+    planned = Variant(name=name, format=Format.ONNX, precision=precision, location="")
+    try:
+        return Entry(variant=make())
+    except MissingExtra:
+        raise
+    except (NothingToQuantise, NothingGained) as error:
+        return Entry(variant=planned, failure=str(error), is_rejected=True)
+    except ForwardpassError as error:
+        return Entry(variant=planned, failure=str(error))
+    except OSError as error:
+        raise StorageFailed(path=str(workshop.folder), reason=error.strerror or str(error)) from error
+    except Exception as error:  # the writers are other people's code
+        return Entry(variant=planned, failure=as_sentence(error))

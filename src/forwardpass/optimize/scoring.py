@@ -1,0 +1,66 @@
+"""Running the candidates on the user's metric."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from forwardpass.core.metrics import Metric
+from forwardpass.core.protocols import Progress
+from forwardpass.core.samples import SampleSplits
+from forwardpass.core.variants import Variant
+from forwardpass.errors import ForwardpassError
+from forwardpass.optimize.entries import SHARE_OF_MAKING, SHARE_OF_SCORING, Entry, as_sentence
+from forwardpass.optimize.evaluation import Answers, answer, score_answers, score_error
+
+__all__ = ["Scorer", "score_all", "score_one"]
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Scorer:
+    """Runs variants over the splits; the answers of the first one, the source, are the reference of all."""
+
+    splits: SampleSplits
+    metric: Metric
+    reference: tuple[Answers, Answers] | None = None
+
+    def score(self, entry: Entry) -> None:
+        """Score a candidate on validation and test."""
+        answers = answer(entry.variant, self.splits.validation), answer(entry.variant, self.splits.test)
+        self.reference = self.reference or answers
+        entry.validation = score_answers(self.metric, answers[0], self.reference[0], self.splits.validation)
+        entry.test = score_answers(self.metric, answers[1], self.reference[1], self.splits.test)
+        entry.error = score_error(answers[0], self.reference[0], self.splits.validation)
+
+    def validate(self, variant: Variant) -> float:
+        """Return the score of a variant on the validation split, which is all that a search may see."""
+        assert self.reference is not None, "the source is scored before anything is searched for"
+        answers = answer(variant, self.splits.validation)
+        return score_answers(self.metric, answers, self.reference[0], self.splits.validation).value
+
+    def is_within(self, score: float, floor: float) -> bool:
+        """Tell whether a score keeps the floor."""
+        return score >= floor if self.metric.higher_is_better else score <= floor
+
+
+def score_all(entries: Sequence[Entry], scorer: Scorer, progress: Progress, *, needed: frozenset[str]) -> None:
+    """Score candidates in order; the source comes first, for its answers are the reference."""
+    for number, entry in enumerate(entries):
+        progress(f"scoring {entry.variant.name}", done=SHARE_OF_MAKING + SHARE_OF_SCORING * number / len(entries))
+        score_one(entry, scorer, is_needed=entry.variant.name in needed)
+
+
+def score_one(entry: Entry, scorer: Scorer, *, is_needed: bool) -> None:
+    """Score a candidate; without the source and the float model there is nothing to compare with."""
+    if entry.failure:
+        return
+    try:
+        scorer.score(entry)
+    except ForwardpassError as error:
+        if is_needed:
+            raise
+        entry.failure = str(error)
+    except Exception as error:  # a runtime's own classes share no base but this one
+        if is_needed:
+            raise
+        entry.failure = as_sentence(error)
