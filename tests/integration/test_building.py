@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 from forwardpass.errors import UntrustedPickle
+from forwardpass.lean import LeanSettings, PruneSettings, TrainSettings
 from forwardpass.optimize import OptimizeSettings
 from forwardpass.profile import ProfileSettings
 from forwardpass.ship import Shipment
@@ -89,3 +91,23 @@ def test_a_named_axis_reaches_the_bundle_and_another_name_is_another_conversion(
     assert first.bundle.manifest.signature.outputs[0].shape == ("batch", "length", 3)
     assert ship("length").resumed == ("convert", "optimize")
     assert "convert" not in ship("steps").resumed
+
+
+def test_ship_makes_a_network_leaner_once_and_its_recipe_says_how(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    np.savez("data.npz", pixels=np.random.default_rng(1).standard_normal((40, 1, 8, 8)).astype(np.float32))
+    lean = LeanSettings(prune=PruneSettings(share=0.3), training=TrainSettings(num_epochs=1))
+
+    def ship(wishes: LeanSettings) -> Shipment:
+        model = "tests.integration.lean_modules:build"
+        return ship_model(model, data="data.npz", out="out", settings=OptimizeSettings(profile=TINY), lean=wishes)
+
+    first = ship(lean)
+    pruned = first.optimization.find("pruned-30")
+    assert [step.operation for step in pruned.variant.recipe.steps] == ["prune-channels", "train", "convert"]
+    assert pruned.profile is not None
+    assert ship(lean).resumed == ("convert", "lean", "optimize")
+    assert ship(replace(lean, training=TrainSettings(num_epochs=2))).resumed == ("convert",)
+    assert not (tmp_path / ".forwardpass" / "out" / "training").exists()

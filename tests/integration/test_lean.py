@@ -34,9 +34,9 @@ from forwardpass.lean import (
 )
 from forwardpass.lean.counting import count_multiply_adds, example_of
 from forwardpass.lean.dependencies import channel_groups, without_channels
+from forwardpass.lean.making import lean_variants
 from forwardpass.lean.sparsity import mask_zeros
 from forwardpass.samples import load_splits
-from forwardpass.wiring.leaner import lean_variants
 from tests.integration import lean_modules
 
 ROOT = Path(__file__).parents[2]
@@ -89,7 +89,7 @@ def test_a_pruned_network_answers_like_the_original_with_the_lost_channels_silen
 def test_the_channels_of_a_skip_connection_go_together_and_those_of_the_output_stay() -> None:
     module = lean_modules.build().eval()
     before = scores(module, pixels()).clone()
-    pruning = prune_module(module, pixels(), settings=PruneSettings(share=0.7), progress=silent)
+    pruning = prune_module(module, pixels(), settings=PruneSettings(share=0.7, round_to=8), progress=silent)
     small = pruning.module
     width = small.get_submodule("head").in_features
     assert small.get_submodule("stem.0").out_channels == width
@@ -102,6 +102,21 @@ def test_the_channels_of_a_skip_connection_go_together_and_those_of_the_output_s
     ]
     assert torch.equal(scores(module, pixels()), before)
     assert scores(small, pixels()).shape == before.shape
+
+
+def test_without_a_multiple_narrow_layers_are_pruned_on_every_processor() -> None:
+    class Narrow(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(8, 16), nn.Linear(16, 4)
+
+        def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+            return self.second(torch.relu(self.first(pixels)))
+
+    samples = Samples(groups=(SampleGroup(inputs={"pixels": np.ones((4, 8), np.float32)}),))
+    pruning = prune_module(Narrow().eval(), samples, settings=PruneSettings(share=0.5), progress=silent)
+    assert pruning.round_to == 8
+    assert [it.num_channels for it in pruning.groups] == [8]
 
 
 def test_multiply_adds_are_those_of_the_arithmetic() -> None:
@@ -336,7 +351,9 @@ def test_the_same_wishes_make_the_same_files_again(tmp_path: Path) -> None:
             source,
             splits,
             METRICS["cosine"],
+            lessons=splits.calibration,
             folder=tmp_path / folder,
+            checkpoints=tmp_path / folder / "training",
             floor=QualityFloor.parse("1%"),
             settings=asked,
             opset=None,
@@ -364,7 +381,9 @@ def test_an_onnx_file_is_not_a_network(tmp_path: Path) -> None:
             tmp_path / "model.onnx",
             splits,
             METRICS["cosine"],
+            lessons=splits.calibration,
             folder=tmp_path,
+            checkpoints=tmp_path / "training",
             floor=QualityFloor.parse("1%"),
             settings=LeanSettings(prune=PruneSettings()),
             opset=None,

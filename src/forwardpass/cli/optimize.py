@@ -47,7 +47,7 @@ def command(
     target: str,
     slo: str | None,
     prune: str | None,
-    prune_multiple: int,
+    prune_multiple: int | None,
     sparsity: str | None,
     sparsity_per_layer: bool,
     distill: str | None,

@@ -173,9 +173,9 @@ def lean_options(function: Command) -> Command:
         click.option(
             "--prune-multiple",
             type=click.IntRange(min=1),
-            default=8,
-            show_default=True,
-            help="Channel counts that --prune leaves are multiples of this; 16 suits processors with AVX-512.",
+            default=None,
+            help="Channel counts that --prune leaves are multiples of this. Default: 16 on processors with AVX-512, "
+            "8 on others and where the layers are too narrow for 16.",
         ),
         click.option(
             "--sparsity",

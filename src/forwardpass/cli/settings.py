@@ -47,7 +47,7 @@ def optimize_settings(
 def lean_settings(
     *,
     prune: str | None,
-    prune_multiple: int,
+    prune_multiple: int | None,
     sparsity: str | None,
     per_layer: bool,
     distill: str | None,

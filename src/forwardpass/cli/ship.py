@@ -13,6 +13,7 @@ from forwardpass.cli.options import (
     data_option,
     dynamic_axes,
     json_option,
+    lean_options,
     model_argument,
     quality_options,
     source_options,
@@ -35,6 +36,7 @@ __all__ = ["command"]
 @source_options
 @quality_options
 @conversion_options
+@lean_options
 @click.option(
     "--processor",
     default="",
@@ -63,13 +65,23 @@ def command(
     gb_hour_usd: float,
     opset: int | None,
     dynamic: tuple[str, ...],
+    prune: str | None,
+    prune_multiple: int | None,
+    sparsity: str | None,
+    sparsity_per_layer: bool,
+    distill: str | None,
+    train_data: str,
+    epochs: int,
+    learning_rate: float,
+    seed: int,
     processor: str,
     quick: bool,
     as_json: bool,
 ) -> int:
     """Run the whole checklist on MODEL and write a bundle: samples, convert, optimise, bundle, verify.
 
-    MODEL is package.module:factory (PyTorch) or an ONNX file. An interrupted run goes on where it was; finished steps
+    MODEL is package.module:factory (PyTorch) or an ONNX file. --prune, --sparsity and --distill change the network
+    itself, as in 'forwardpass optimize'. An interrupted run goes on where it was; finished steps
     are not run again while source, samples, settings, software and machine are the same. Exits with 1 if a line of
     the checklist misses its limit.
 
@@ -77,8 +89,9 @@ def command(
     Example:
       forwardpass ship shop.models:build --weights w.safetensors --data samples.npz --out shop-bundle \\
           --slo p95=20ms --max-drop 1%
+      forwardpass ship shop.models:build --data samples.npz --out shop-bundle --prune 50% --max-drop 2%
     """
-    from forwardpass.cli.settings import optimize_settings
+    from forwardpass.cli.settings import lean_settings, optimize_settings
     from forwardpass.wiring import ship_model
 
     settings = optimize_settings(
@@ -90,6 +103,17 @@ def command(
         vcpu_hour_usd=vcpu_hour_usd,
         gb_hour_usd=gb_hour_usd,
         quick=quick,
+    )
+    lean = lean_settings(
+        prune=prune,
+        prune_multiple=prune_multiple,
+        sparsity=sparsity,
+        per_layer=sparsity_per_layer,
+        distill=distill,
+        train_data=train_data,
+        epochs=epochs,
+        learning_rate=learning_rate,
+        seed=seed,
     )
     processor_name, processor_folder = _processor(processor)
     with shown_progress() as progress:
@@ -105,6 +129,7 @@ def command(
             opset=opset,
             axes=dynamic_axes(dynamic),
             trust_pickle=trust_pickle,
+            lean=lean,
             processor=processor_name,
             processor_folder=processor_folder,
             progress=progress,

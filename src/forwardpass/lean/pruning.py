@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -20,12 +21,14 @@ from forwardpass.lean.planning import (
     Notch,
     Trial,
     channel_levels,
+    channel_multiples,
     channels_left,
     fewest_notches,
     most_notches,
     order_notches,
 )
 from forwardpass.lean.values import PruneSettings
+from forwardpass.profile import describe_machine
 from forwardpass.runtimes.torch import left_as_found, named_outputs
 
 __all__ = ["PrunedGroup", "Pruning", "SkippedGroup", "prune_module"]
@@ -63,6 +66,8 @@ class Pruning:
     module: nn.Module
     num_multiply_adds_before: int
     num_multiply_adds: int
+    round_to: int
+    """What the channel counts are multiples of."""
     groups: tuple[PrunedGroup, ...]
     skipped: tuple[SkippedGroup, ...]
 
@@ -74,6 +79,7 @@ class _Work:
     module: nn.Module
     example: dict[str, Array]
     sizes: dict[str, int]
+    round_to: int
     skipped: dict[str, str] = field(default_factory=dict)
 
     def apply(self, notches: Sequence[Notch]) -> nn.Module:
@@ -108,12 +114,28 @@ def prune_module(
         InvalidOption: even with all that can go, less than the share is gone.
         NothingGained: `holds` refuses every step.
     """
+    multiples = (settings.round_to,) if settings.round_to else channel_multiples(describe_machine().instruction_sets)
+    for round_to in multiples[:-1]:
+        with suppress(CannotPrune, InvalidOption):  # where layers are this narrow, smaller steps may still do
+            return _prune(module, samples, settings, round_to, refine, holds, progress)
+    return _prune(module, samples, settings, multiples[-1], refine, holds, progress)
+
+
+def _prune(
+    module: nn.Module,
+    samples: Samples,
+    settings: PruneSettings,
+    round_to: int,
+    refine: Refine | None,
+    holds: Callable[[nn.Module], bool] | None,
+    progress: Progress,
+) -> Pruning:
     with left_as_found(module):
         torch.set_num_threads(1)  # layers this small wait for a second thread longer than it works
         module.eval()
         example = example_of(samples)
         before = count_multiply_adds(module, example)
-        work = _Work(module=module, example=example, sizes=_group_sizes(module, example))
+        work = _Work(module=module, example=example, sizes=_group_sizes(module, example), round_to=round_to)
         trials = _try_groups(work, samples, settings, before, _part(progress, 0, SHARE_OF_TRIALS))
         notches = order_notches(trials, num_multiply_adds=before)
         _check_something_goes(work, notches)
@@ -134,9 +156,9 @@ def _try_groups(work: _Work, samples: Samples, settings: PruneSettings, before: 
     trials = []
     for number, (name, size) in enumerate(work.sizes.items()):
         progress(f"pruning {name} alone", done=number / len(work.sizes))
-        levels = channel_levels(size, round_to=settings.round_to, max_levels=max_levels)
+        levels = channel_levels(size, round_to=work.round_to, max_levels=max_levels)
         if not levels:
-            work.skipped[name] = f"it has {size} channels, and they go {settings.round_to} at a time"
+            work.skipped[name] = f"it has {size} channels, and they go {work.round_to} at a time"
         for num_channels in levels:
             pruned, reason = _without(work.module, name, num_channels, work.example)
             if reason:
@@ -227,6 +249,7 @@ def _summary(work: _Work, pruned: nn.Module, before: int) -> Pruning:
         module=copy.deepcopy(pruned) if pruned is work.module else pruned,
         num_multiply_adds_before=before,
         num_multiply_adds=count_multiply_adds(pruned, work.example),
+        round_to=work.round_to,
         groups=tuple(groups),
         skipped=tuple(SkippedGroup(name=name, reason=reason) for name, reason in work.skipped.items()),
     )

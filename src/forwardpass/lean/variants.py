@@ -28,7 +28,6 @@ from forwardpass.runtimes.torch import named_outputs
 __all__ = ["LeanWork", "make_lean_variants"]
 
 MAX_ROWS = 32
-CHECKPOINTS = ".training"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -43,20 +42,21 @@ class LeanWork:
     floor: QualityFloor
     settings: LeanSettings
     folder: Path
+    checkpoints: Path
+    """Where the trainings keep their state."""
     opset: int | None = None
     axes: Mapping[str, Mapping[int, str]] | None = None
 
     def checkpoint(self, name: str) -> Path:
         """Return where the training of a variant keeps its state."""
-        return self.folder / CHECKPOINTS / f"{name}.safetensors"
+        return self.checkpoints / f"{name}.safetensors"
 
     def tidy(self) -> None:
         """Remove the checkpoints of trainings that are finished."""
-        folder = self.folder / CHECKPOINTS
-        for file in folder.glob("*.safetensors*") if folder.is_dir() else ():
-            file.unlink()
-        if folder.is_dir():
-            folder.rmdir()
+        if self.checkpoints.is_dir():
+            for file in self.checkpoints.glob("*.safetensors*"):
+                file.unlink()
+            self.checkpoints.rmdir()
 
 
 def make_lean_variants(work: LeanWork, *, progress: Progress) -> tuple[Variant, ...]:
@@ -167,7 +167,7 @@ def _prune_step(pruning: Pruning, settings: PruneSettings) -> Step:
         operation="prune-channels",
         parameters=(
             ("share", "floor" if settings.share is None else settings.share),
-            ("round_to", settings.round_to),
+            ("round_to", pruning.round_to),
             ("num_multiply_adds_of_source", pruning.num_multiply_adds_before),
             ("num_multiply_adds", pruning.num_multiply_adds),
             ("channels", channels),

@@ -1,4 +1,4 @@
-"""The checklist from top to bottom: samples, convert, optimise, bundle, verify."""
+"""The checklist from top to bottom: samples, convert, make leaner, optimise, bundle, verify."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ from forwardpass.core.protocols import Progress
 from forwardpass.core.samples import SampleSplits, fingerprint_samples
 from forwardpass.core.variants import Format, Precision, Variant
 from forwardpass.core.version import VERSION
+from forwardpass.lean import LeanSettings
+from forwardpass.lean.making import lean_variants, load_lessons
 from forwardpass.optimize import Optimization, OptimizeSettings, optimize_model
 from forwardpass.predict import GoldenCheck, verify_variant
 from forwardpass.profile import describe_machine
@@ -30,10 +32,11 @@ __all__ = ["ShipRequest", "Shipment", "ship"]
 
 Document = TypeVar("Document")
 
-CONVERT, OPTIMIZE, AUDIT = "convert", "optimize", "audit"
-MEMORY = "search"
-"""A folder beside those of the steps: what the search has measured outlives a search that was interrupted."""
-SHARE_OF_CONVERSION, SHARE_OF_OPTIMISATION, SHARE_OF_AUDIT = 0.1, 0.75, 0.1
+CONVERT, LEAN, OPTIMIZE, AUDIT = "convert", "lean", "optimize", "audit"
+MEMORY, TRAINING = "search", "training"
+"""Folders beside those of the steps: what a search has measured and a training has learned outlives an interruption."""
+SHARE_OF_CONVERSION, SHARE_OF_TRAINING, SHARE_OF_AUDIT = 0.1, 0.4, 0.1
+SHARE_OF_ALL_BUT_PACKING = 0.95
 """Of the time of a typical run, for the progress bar."""
 
 
@@ -52,6 +55,9 @@ class ShipRequest:
     opset: int | None = None
     axes: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
     """Names of dynamic axes whose size is the same in all samples, by input and axis."""
+    lean: LeanSettings = field(default_factory=LeanSettings)
+    student_key: str = ""
+    """A hash of the code of a student of the user's."""
     processor: str = ""
     processor_folder: Path = Path()
 
@@ -92,14 +98,20 @@ def ship(request: ShipRequest, *, progress: Progress) -> Shipment:
         data_key = _data_key(request.splits)
         resumed: list[str] = []
         conversion = _convert(request, store, data_key, resumed, _part(progress, 0.0, SHARE_OF_CONVERSION))
-        optimization = _optimize(
-            request, conversion, store, data_key, resumed, _part(progress, SHARE_OF_CONVERSION, SHARE_OF_OPTIMISATION)
-        )
-        if request.settings.profile.ship_audit_s:
-            part = _part(progress, SHARE_OF_CONVERSION + SHARE_OF_OPTIMISATION, SHARE_OF_AUDIT)
+        done = SHARE_OF_CONVERSION
+        leaner: tuple[Variant, ...] = ()
+        if not request.lean.is_empty:
+            part = _part(progress, done, SHARE_OF_TRAINING)
+            leaner = _lean(request, conversion, store, data_key, resumed, part)
+            done += SHARE_OF_TRAINING
+        share_of_audit = SHARE_OF_AUDIT if request.settings.profile.ship_audit_s else 0.0
+        part = _part(progress, done, SHARE_OF_ALL_BUT_PACKING - share_of_audit - done)
+        optimization = _optimize(request, conversion, leaner, store, data_key, resumed, part)
+        if share_of_audit:
+            part = _part(progress, SHARE_OF_ALL_BUT_PACKING - share_of_audit, share_of_audit)
             audits = _audit(request, conversion, optimization, store, data_key, resumed, part)
             optimization = with_full_audits(optimization, audits)
-        progress("packing the bundle", done=0.95)
+        progress("packing the bundle", done=SHARE_OF_ALL_BUT_PACKING)
         bundle, lines, golden = _pack(request, conversion, optimization)
     progress("done", done=1.0)
     return Shipment(
@@ -131,15 +143,54 @@ def _convert(
     return _once(store, CONVERT, key, Conversion, run, resumed)
 
 
-def _optimize(
+def _lean(
     request: ShipRequest,
     conversion: Conversion,
     store: StepStore,
     data_key: str,
     resumed: list[str],
     progress: Progress,
+) -> tuple[Variant, ...]:
+    lessons = load_lessons(request.lean, request.splits)
+    key = step_key(
+        _search_key(LEAN, request, conversion, data_key),
+        request.lean,
+        request.student_key,
+        fingerprint_samples(lessons),
+        request.opset,
+    )
+
+    def run() -> tuple[Variant, ...]:
+        with lean_variants(
+            request.source,
+            request.splits,
+            request.metric,
+            lessons=lessons,
+            folder=store.begin(LEAN),
+            checkpoints=store.folder(TRAINING),
+            floor=request.settings.floor,
+            settings=request.lean,
+            opset=request.opset,
+            axes=request.axes,
+            progress=progress,
+        ) as made:
+            return made
+
+    return _once(store, LEAN, key, tuple[Variant, ...], run, resumed)
+
+
+def _optimize(
+    request: ShipRequest,
+    conversion: Conversion,
+    leaner: tuple[Variant, ...],
+    store: StepStore,
+    data_key: str,
+    resumed: list[str],
+    progress: Progress,
 ) -> Optimization:
     key = _search_key(OPTIMIZE, request, conversion, data_key)
+    if leaner:
+        key = step_key(key, [(variant.name, hash_file(Path(variant.location))) for variant in leaner])
 
     def run() -> Optimization:
         return optimize_model(
@@ -149,6 +200,7 @@ def _optimize(
             request.metric,
             workdir=store.begin(OPTIMIZE),
             settings=request.settings,
+            also=leaner,
             progress=progress,
             memory=store.folder(MEMORY),
         )

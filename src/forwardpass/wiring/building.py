@@ -27,7 +27,6 @@ from forwardpass.wiring.inputs import (
     side_by_side,
     source_key,
 )
-from forwardpass.wiring.leaner import lean_variants
 
 if TYPE_CHECKING:
     from forwardpass.convert import Conversion
@@ -192,13 +191,16 @@ def optimize_model(
         ConversionError: the model cannot be converted to ONNX.
     """
     from forwardpass.convert import convert_to_onnx, plain_estimator, plain_weights
+    from forwardpass.lean import LeanSettings
+    from forwardpass.lean.making import lean_variants, load_lessons
     from forwardpass.optimize import OptimizeSettings
     from forwardpass.optimize import optimize_model as optimize
     from forwardpass.ship import source_variant
 
     splits = load_splits(data)
     chosen_metric = resolve_metric(metric, splits, higher_is_better=higher_is_better)
-    chosen_settings = settings or OptimizeSettings()
+    chosen_settings, wishes = settings or OptimizeSettings(), lean or LeanSettings()
+    lessons = load_lessons(wishes, splits)
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     with (
@@ -213,9 +215,11 @@ def optimize_model(
             source,
             splits,
             chosen_metric,
+            lessons=lessons,
             folder=folder,
+            checkpoints=folder / ".training",
             floor=chosen_settings.floor,
-            settings=lean,
+            settings=wishes,
             opset=opset,
             axes=axes,
             progress=progress,
@@ -245,14 +249,16 @@ def ship_model(
     opset: int | None = None,
     axes: Mapping[str, Mapping[int, str]] | None = None,
     trust_pickle: bool = False,
+    lean: LeanSettings | None = None,
     processor: str = "",
     processor_folder: Path | str = "",
     progress: Progress = no_progress,
 ) -> Shipment:
     """Run the whole checklist and write a bundle to `out`.
 
-    Steps that were finished for the same source, samples, settings, software and machine are not run again; the work
-    of an interrupted run is kept in `.forwardpass` beside `out`.
+    `lean` asks for pruned and distilled networks, as in `optimize_model`. Steps that were finished for the same source,
+    samples, settings, software and machine are not run again; the work of an interrupted run is kept in `.forwardpass`
+    beside `out`.
 
     >>> import forwardpass
     >>> settings = forwardpass.OptimizeSettings(
@@ -267,7 +273,9 @@ def ship_model(
         ConversionError: the model cannot be converted to ONNX.
         EnvironmentProblem: a package is missing, the disk is full, or another process works on the same bundle.
     """
-    from forwardpass.convert import plain_estimator, plain_weights
+    from forwardpass.convert import TorchSource, plain_estimator, plain_weights
+    from forwardpass.lean import LeanSettings
+    from forwardpass.lean.making import load_lessons
     from forwardpass.optimize import OptimizeSettings
     from forwardpass.ship import ShipRequest, ship
 
@@ -277,6 +285,9 @@ def ship_model(
     splits = load_splits(data)
     if processor:
         open_processor(processor, Path(processor_folder), signature_of_samples(splits.calibration))
+    wishes = lean or LeanSettings()
+    student = wishes.student
+    load_lessons(wishes, splits)  # what is wrong with them is told before the conversion
     key = source_key(conversion_source(str(model), weights))
     with (
         plain_weights(weights, trust_pickle=trust_pickle) as plain,
@@ -292,6 +303,8 @@ def ship_model(
             settings=settings or OptimizeSettings(),
             opset=opset,
             axes=axes or {},
+            lean=wishes,
+            student_key=source_key(TorchSource(reference=student.reference)) if student and student.reference else "",
             processor=processor,
             processor_folder=Path(processor_folder),
         )

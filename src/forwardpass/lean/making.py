@@ -14,13 +14,26 @@ from forwardpass.core.samples import Samples, SampleSplits
 from forwardpass.core.slo import QualityFloor
 from forwardpass.core.variants import Variant
 from forwardpass.errors import CannotPrune, InvalidSamples
+from forwardpass.lean.values import LeanSettings
 from forwardpass.samples import load_samples
 
 if TYPE_CHECKING:
     from forwardpass.convert import TorchSource
-    from forwardpass.lean import LeanSettings
 
-__all__ = ["lean_variants"]
+__all__ = ["lean_variants", "load_lessons"]
+
+
+def load_lessons(settings: LeanSettings, splits: SampleSplits) -> Samples:
+    """Return what networks learn from: the samples of the settings, or without any the calibration split.
+
+    Raises:
+        InvalidSamples: one of them is also in the validation or test split.
+    """
+    if not settings.train_data:
+        return splits.calibration
+    lessons = load_samples(settings.train_data)
+    _check_unseen(lessons, splits, settings.train_data)
+    return lessons
 
 
 @contextmanager
@@ -29,9 +42,11 @@ def lean_variants(
     splits: SampleSplits,
     metric: Metric,
     *,
+    lessons: Samples,
     folder: Path,
+    checkpoints: Path,
     floor: QualityFloor,
-    settings: LeanSettings | None,
+    settings: LeanSettings,
     opset: int | None,
     axes: Mapping[str, Mapping[int, str]] | None,
     progress: Progress,
@@ -40,9 +55,8 @@ def lean_variants(
 
     Raises:
         CannotPrune: the source is an ONNX file, which holds a graph and not the network.
-        InvalidSamples: a sample to learn from is also in the validation or test split.
     """
-    if settings is None or settings.is_empty:
+    if settings.is_empty:
         yield ()
         return
     if isinstance(source, Path):
@@ -54,10 +68,6 @@ def lean_variants(
     from forwardpass.lean.variants import LeanWork, make_lean_variants
     from forwardpass.runtimes.torch import load_module
 
-    lessons = splits.calibration
-    if settings.train_data:
-        lessons = load_samples(settings.train_data)
-        _check_unseen(lessons, splits, settings.train_data)
     work = LeanWork(
         teacher=load_module(source.reference, weights=source.weights),
         splits=splits,
@@ -66,6 +76,7 @@ def lean_variants(
         floor=floor,
         settings=settings,
         folder=folder,
+        checkpoints=checkpoints,
         opset=opset,
         axes=axes,
     )
