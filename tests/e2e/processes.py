@@ -46,6 +46,12 @@ class ServerProcess(RunningServer):
             num_children=len(self._seen.children()),
         )
 
+    def peak_rss_bytes(self) -> int:
+        """Return the most memory that it has had, seen by the kernel: samples would miss it."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        (line,) = (line for line in status.splitlines() if line.startswith("VmHWM:"))
+        return int(line.split()[1]) * 1024
+
     def num_connected(self, ports: set[int]) -> int:
         """Count the connections that the server holds to clients at these ports."""
         return sum(bool(held.raddr) and held.raddr.port in ports for held in self._seen.net_connections("tcp"))

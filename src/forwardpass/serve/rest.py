@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from forwardpass.core.tensors import Array, TensorSpec
-from forwardpass.errors import MalformedRequest, RequestError
+from forwardpass.errors import DeadlineExceeded, MalformedRequest, RequestError
 from forwardpass.protocol import BINARY_TYPE, JSON_LENGTH_HEADER, NAMES, TIMEOUT_HEADER
 from forwardpass.serve.http import Exchange, Response
 from forwardpass.serve.oip import InferCall, decode_infer, decode_raw_infer, describe_tensors
@@ -40,12 +40,15 @@ class InferRoutes:
         except RequestError as error:
             chosen.failed(error)
             raise
-        timeout_s = shorter(header_timeout_s(exchange.headers), call.timeout_s)
+        asked_s = timeout_s = shorter(header_timeout_s(exchange.headers), call.timeout_s)
         if exchange.waited_s:
-            timeout_s = (chosen.timeout_s if timeout_s is None else timeout_s) - exchange.waited_s
+            asked_s = chosen.timeout_s if asked_s is None else asked_s
+            timeout_s = asked_s - exchange.waited_s
 
         def answer(result: Mapping[str, Array] | RequestError) -> None:
-            if isinstance(result, RequestError):
+            if isinstance(result, DeadlineExceeded) and asked_s is not None:
+                exchange.respond(error_response(DeadlineExceeded(deadline_s=asked_s)))
+            elif isinstance(result, RequestError):
                 exchange.respond(error_response(result))
             elif call.binary:
                 body, num_json_bytes = chosen.writer.write_binary(result, call)
