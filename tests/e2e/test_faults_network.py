@@ -251,7 +251,7 @@ def test_a_worker_that_ends_while_there_are_no_file_descriptors_comes_back_later
             assert read_answers(kept, 1)[0].status == 200
         eventually(running.is_up)
         assert is_answered(running)
-        assert running.footprint().num_files <= files
+        eventually(lambda: running.footprint().num_files <= files)
 
 
 def test_after_a_kill_the_port_can_be_bound_again_at_once(bundles: tuple[str, str], tmp_path: Path) -> None:
