@@ -55,9 +55,15 @@ def test_every_variant_is_measured_scored_and_judged(baseline: Variant, splits: 
     names = ["onnx-fp32", "onnx-graph", "fp16-storage", "int8-dynamic", "int8-static"]
     smooth = ["int8-dynamic-smooth", "int8-static-smooth"]
     found = [candidate.variant.name for candidate in result.candidates if candidate.variant.name != "int8-mixed"]
-    assert found == [*names, *smooth]  # whether nodes of this size gain in 8 bits is a matter of the machine
+    assert found == [
+        *names,
+        *smooth,
+        "int8-weights",
+        "int4-weights",
+    ]  # whether nodes of this size gain in 8 bits is a matter of the machine
     assert len(result.layers) == 2
     assert all(layer.float_s is not None and layer.gain is not None and layer.gain_dynamic for layer in result.layers)
+    assert all([item.gain is not None for item in layer.weights] == [True] * 3 for layer in result.layers)
     assert all(result.find(name).profile is not None and result.find(name).test is not None for name in names)
     assert all(result.find(name).reason.startswith("Nothing would be gained: no activation has") for name in smooth)
     assert sum(candidate.verdict is Verdict.CHOSEN for candidate in result.candidates) == 1

@@ -63,8 +63,8 @@ def command(
 ) -> None:
     """Make leaner variants of MODEL, measure each beside its source on this machine, and choose one.
 
-    Variants: graph optimisation, FP16 storage, INT8 dynamic, INT8 static, both smoothed (SmoothQuant), and mixed
-    precision by what each node gains on this machine.
+    Variants: graph optimisation, FP16 storage, INT8 dynamic, INT8 static, both smoothed (SmoothQuant), mixed
+    precision, and weights alone in 8 or 4 bits, by what each node gains on this machine.
     A variant is kept only if its score stays above the floor on the validation split; the table quotes the test split,
     which the search never sees. --prune, --sparsity and --distill change the network itself (PyTorch sources only) and
     train it with the source as its teacher; labels help and are not needed.

@@ -44,6 +44,9 @@ class Precision(StrEnum):
     """Weights kept in 16 bits on disk and computed with in 32."""
     INT8_DYNAMIC = "int8-dynamic"
     INT8_STATIC = "int8-static"
+    INT8_WEIGHTS = "int8-weights"
+    """Weights in blocks of 8 bits; activations are floats at both ends of every product."""
+    INT4_WEIGHTS = "int4-weights"
 
 
 class BatchInvariance(StrEnum):

@@ -15,6 +15,7 @@ from forwardpass.optimize.values import (
     SearchStep,
     Target,
     Verdict,
+    WeightEvidence,
 )
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ __all__ = [
     "SearchStep",
     "Target",
     "Verdict",
+    "WeightEvidence",
     "optimize_model",
 ]
 

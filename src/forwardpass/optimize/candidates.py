@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from forwardpass.core.tensors import Array
 from forwardpass.core.variants import Format, Precision, Step, Variant
 from forwardpass.errors import NothingGained, ParityFailed
 from forwardpass.optimize.calibration import CalibrationMethod, convergence, describe_convergence, distance_at_half
+from forwardpass.optimize.gains import NodeGain
 from forwardpass.optimize.smoothing import plan_smoothing, write_smoothed
 from forwardpass.optimize.writers import (
     StaticPlan,
@@ -53,6 +54,8 @@ class Workshop:
     folder: Path
     reduce_range: bool
     """Weights in 7 bits, because this processor's 8-bit multiplications saturate."""
+    gains: Mapping[str, NodeGain] = field(default_factory=dict)
+    """What each node gains in fewer bits on this machine; empty where time does not count."""
     plans: dict[Path, tuple[StaticPlan, CalibrationMethod]] = field(default_factory=dict)
     """The calibrations that were done, and the best method for each, by the float file that they belong to."""
 

@@ -8,7 +8,7 @@ from forwardpass.core.metrics import Metric, Scores
 from forwardpass.core.variants import Variant
 from forwardpass.optimize.budget import Budget
 from forwardpass.optimize.results import ResultStore
-from forwardpass.optimize.values import LayerEvidence, OptimizeSettings, SearchStep
+from forwardpass.optimize.values import LayerEvidence, OptimizeSettings, SearchStep, Target
 from forwardpass.profile import VariantProfile
 
 __all__ = ["SHARE_OF_MAKING", "SHARE_OF_SCORING", "Entry", "Search", "as_sentence"]
@@ -43,6 +43,16 @@ class Search:
     layers: tuple[LayerEvidence, ...] = ()
     path: list[SearchStep] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
+
+    @property
+    def is_for_speed(self) -> bool:
+        """Whether time is to be saved, and not bytes."""
+        return self.settings.target in (Target.LATENCY, Target.THROUGHPUT, Target.COST)
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of the call that single nodes are measured with."""
+        return 1 if self.settings.target is Target.LATENCY else max(self.settings.profile.batch_sizes)
 
     def note(self, entry: Entry, metric: Metric, verb: str = "made and scored") -> None:
         """Put a candidate into the path of the search."""

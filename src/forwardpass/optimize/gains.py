@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
@@ -27,6 +27,7 @@ from forwardpass.optimize.library import onnx
 from forwardpass.optimize.naming import load_named
 from forwardpass.optimize.results import ResultStore, content_key
 from forwardpass.optimize.timing import Timed, TimingRequest
+from forwardpass.optimize.weights import ALL_FORMS, BlockStore, weight_nodes, write_weights
 from forwardpass.optimize.writers import (
     MATRIX_OPERATORS,
     QUANTISED_OPERATORS,
@@ -68,6 +69,8 @@ class NodeGain:
     static: Measurement | None = None
     inside: Measurement | None = None
     dynamic: Measurement | None = None
+    blocks: dict[str, Measurement] = field(default_factory=dict)
+    """Of a matrix product whose weights alone are in 4 or 8 bits, by the form's words."""
     failure: str = ""
 
 
@@ -177,7 +180,7 @@ def measure_gains(
         for node in nodes:
             single = _single(model, node, shapes[node.name])
             key = content_key(
-                "node-gain-1", machine.cpu, machine.instruction_sets, machine.runtimes, reduce_range, _identity(single)
+                "node-gain-2", machine.cpu, machine.instruction_sets, machine.runtimes, reduce_range, _identity(single)
             )
             known = store.find(key, NodeGain)
             if known is None:
@@ -288,6 +291,7 @@ def _measure(single: onnx.ModelProto, timer: _Timer, folder: Path, *, reduce_ran
         static=ratio("static"),
         inside=ratio("inside"),
         dynamic=ratio("dynamic"),
+        blocks={form: measured for form in map(str, ALL_FORMS) if (measured := ratio(form)) is not None},
     )
 
 
@@ -300,9 +304,21 @@ def _quantised(source: Path, folder: Path, operator: str, *, reduce_range: bool)
     if operator in MATRIX_OPERATORS:
         files["dynamic"] = folder / "dynamic.onnx"
         write_dynamic(source, files["dynamic"], reduce_range=reduce_range)
+        files |= _in_blocks(source, folder)
     else:
         files["inside"] = folder / "inside.onnx"
         _without_ends(files["static"], files["inside"])
+    return files
+
+
+def _in_blocks(source: Path, folder: Path) -> dict[str, Path]:
+    """Write the forms of a single node whose weights alone are in fewer bits, if it can have them."""
+    if not weight_nodes(onnx.load(str(source))):
+        return {}
+    files, store = {}, BlockStore(is_quick=True)
+    for form in ALL_FORMS:
+        files[str(form)] = folder / f"blocks-{form.bits}-{form.block_size}.onnx"
+        write_weights(source, files[str(form)], {"node": form}, store=store)
     return files
 
 

@@ -14,19 +14,24 @@ from forwardpass.core.metrics import Metric
 from forwardpass.core.protocols import Progress
 from forwardpass.core.variants import Format, Precision, Variant
 from forwardpass.errors import ForwardpassError, MissingExtra, NothingGained, NothingToQuantise, StorageFailed
-from forwardpass.optimize.candidates import MIXED, Workshop, blueprints, build
+from forwardpass.optimize.candidates import MIXED, Workshop, blueprints, build, folded
 from forwardpass.optimize.entries import SHARE_OF_MAKING, SHARE_OF_SCORING, Entry, Search, as_sentence
+from forwardpass.optimize.gains import describe_node, measure_gains
 from forwardpass.optimize.mixing import MixedWork, build_mixed, layers_of
+from forwardpass.optimize.naming import load_named
 from forwardpass.optimize.results import content_key, hash_file
 from forwardpass.optimize.scoring import Scorer, score_one
-from forwardpass.optimize.values import LayerEvidence, SearchStep, Target
+from forwardpass.optimize.values import LayerEvidence, SearchStep
 from forwardpass.optimize.verdicts import floor_score
+from forwardpass.optimize.weighting import WEIGHTS, WeightWork, build_weights, evidence_of
+from forwardpass.optimize.weights import weight_nodes
 
-__all__ = ["make_all", "make_int8_of", "make_mixed"]
+__all__ = ["make_all", "make_int8_of", "make_mixed", "make_weights", "measure_nodes"]
 
+SHARE_OF_BUDGET_FOR_GAINS = 0.15
 SHARE_OF_BUDGET_FOR_MAKING, SHARE_OF_BUDGET_FOR_SEARCH = 0.35, 0.5
-"""Of a budget: no variant is begun after the first, no further set of nodes tried after the second. Measuring gets the
-rest, for what is not measured cannot be chosen."""
+"""Of a budget: no node is measured after the first, no variant begun after the second, no further set of nodes tried
+after the third. Measuring gets the rest, for what is not measured cannot be chosen."""
 
 
 class _Made(msgspec.Struct, frozen=True, kw_only=True):
@@ -76,6 +81,22 @@ def _recall(made: _Made | None, workshop: Workshop) -> Entry | None:
     return Entry(variant=replace(made.variant, location=str(file)))
 
 
+def measure_nodes(workshop: Workshop, search: Search, progress: Progress) -> Workshop:
+    """Measure what fewer bits gain in every node, if time is what counts, and give it to the writers."""
+    if not search.is_for_speed:
+        return workshop
+    progress("measuring nodes in fewer bits", done=0.0)
+    gains = measure_gains(
+        folded(workshop),
+        workshop.calibration,
+        store=search.store,
+        reduce_range=workshop.reduce_range,
+        num_rows=search.num_rows,
+        has_time=lambda: search.budget.has_time(SHARE_OF_BUDGET_FOR_GAINS),
+    )
+    return replace(workshop, gains=gains)
+
+
 def make_mixed(
     workshop: Workshop,
     search: Search,
@@ -107,9 +128,9 @@ def make_mixed(
             key=key,
             score=scorer.validate,
             holds=lambda score: scorer.is_within(score, floor),
-            is_for_speed=target in (Target.LATENCY, Target.THROUGHPUT, Target.COST),
+            is_for_speed=search.is_for_speed,
             static_holds=any(scorer.is_within(score, floor) for score in static),
-            num_rows=1 if target is Target.LATENCY else max(search.settings.profile.batch_sizes),
+            num_rows=search.num_rows,
             has_time=lambda: search.budget.has_time(SHARE_OF_BUDGET_FOR_SEARCH),
         )
         entry, made = _attempt_mixed(work)
@@ -138,6 +159,54 @@ def _attempt_mixed(work: MixedWork) -> tuple[Entry, _Made]:
     entry = _attempt(MIXED, Precision.INT8_STATIC, work.workshop, make)
     is_needless = not found and not entry.failure
     return entry, _record(entry, layers=layers_of(work), steps=tuple(work.steps), is_needless=is_needless)
+
+
+def make_weights(
+    workshop: Workshop, search: Search, source: Entry, scorer: Scorer, metric: Metric, progress: Progress
+) -> list[Entry]:
+    """Make the variants whose weights alone are rounded, that in 4 bits from what is known of that in 8."""
+    floor = floor_score(source, metric, search.settings)
+    key = content_key(
+        "weights", search.key, metric.name, metric.higher_is_better, floor, search.settings.target,
+        search.settings.profile.batch_sizes,
+    )  # fmt: skip
+    work = WeightWork(
+        workshop=workshop,
+        store=search.store,
+        key=key,
+        score=scorer.validate,
+        holds=lambda score: scorer.is_within(score, floor),
+        is_for_speed=search.is_for_speed,
+        gains=workshop.gains,
+        num_rows=search.num_rows,
+        has_time=lambda: search.budget.has_time(SHARE_OF_BUDGET_FOR_SEARCH),
+    )
+    entries = []
+    for bits, (name, precision) in WEIGHTS.items():
+        if not search.budget.has_time(SHARE_OF_BUDGET_FOR_MAKING):
+            search.left_out.append(f"{name} was not made: {search.budget}")
+            continue
+        progress(f"making {name}", done=SHARE_OF_MAKING + SHARE_OF_SCORING)
+        entry = _attempt(name, precision, workshop, partial(build_weights, work, bits))
+        if not work.is_finished:
+            search.left_out.append(f"the search for weights in {bits} bits ended early: {search.budget}")
+        score_one(entry, scorer, is_needed=False)
+        search.path += work.steps
+        work.steps.clear()
+        search.note(entry, metric)
+        entries.append(entry)
+    search.layers = _with_weights(search.layers, work)
+    return entries
+
+
+def _with_weights(layers: Sequence[LayerEvidence], work: WeightWork) -> tuple[LayerEvidence, ...]:
+    """Add to what is known of the nodes what is known of their weights alone."""
+    known = {layer.name: layer for layer in layers}
+    model = load_named(folded(work.workshop))
+    for node in weight_nodes(model):
+        layer = known.get(node.name) or LayerEvidence(name=node.name, what=describe_node(model, node))
+        known[node.name] = replace(layer, weights=evidence_of(work, node.name))
+    return tuple(known.values())
 
 
 def make_int8_of(

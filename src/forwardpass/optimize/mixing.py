@@ -19,7 +19,6 @@ from forwardpass.optimize.gains import (
     describe_node,
     find_links,
     gaining_nodes,
-    measure_gains,
     weighted_nodes,
 )
 from forwardpass.optimize.knapsack import Item
@@ -73,18 +72,6 @@ class MixedWork:
         return smoothed if smoothed.is_file() else folded(self.workshop)
 
 
-def measure(work: MixedWork) -> None:
-    """Measure what each node gains, if time is what counts."""
-    work.gains = measure_gains(
-        work.source,
-        work.workshop.calibration,
-        store=work.store,
-        reduce_range=work.workshop.reduce_range,
-        num_rows=work.num_rows,
-        has_time=work.has_time,
-    )
-
-
 def build_mixed(work: MixedWork) -> Variant | None:
     """Make the variant, or return None if it would be the one that has everything in 8 bits.
 
@@ -92,11 +79,12 @@ def build_mixed(work: MixedWork) -> Variant | None:
         NothingGained: no node gains, the whole is not faster than float, or all nodes would have to stay in float.
     """
     model = load_named(work.source)
-    measure(work)
+    work.gains = dict(work.workshop.gains)
     links = find_links(model)
     plain, method = _plan(work)
     universe = _universe(work, links, plain)
     if work.static_holds and universe == frozenset(plain.nodes):
+        work.in_8_bits = universe
         return None
     plan = (
         plain if universe <= set(plain.nodes) else plan_static(work.source, work.workshop.calibration, nodes=universe)
@@ -153,7 +141,7 @@ def _layer_reason(work: MixedWork, name: str, gain: NodeGain) -> str:
     if gain.failure:
         return f"cannot be measured in 8 bits: {gain.failure}"
     if name in work.in_8_bits:
-        return "gains in 8 bits, and the floor holds"
+        return "gains in 8 bits, and the floor holds" if work.is_for_speed else "smaller in 8 bits, and the floor holds"
     if gain.static is not None and max(gain.static.value, gain.inside.value if gain.inside else 0.0) <= 1:
         return "slower in 8 bits on this machine"
     if name in work.errors:

@@ -15,7 +15,7 @@ from forwardpass.optimize.budget import Budget
 from forwardpass.optimize.candidates import Workshop
 from forwardpass.optimize.comparing import profile_all
 from forwardpass.optimize.entries import Entry, Search
-from forwardpass.optimize.making import make_all, make_int8_of, make_mixed
+from forwardpass.optimize.making import make_all, make_int8_of, make_mixed, make_weights, measure_nodes
 from forwardpass.optimize.probe import int8_saturates
 from forwardpass.optimize.results import ResultStore, content_key, hash_file
 from forwardpass.optimize.rules import Situation, rules_that_apply
@@ -76,12 +76,14 @@ def optimize_model(
     try:
         score_all(entries, scorer, progress, needed=needed)
         _check_floor(entries[0], metric, settings)
+        workshop = measure_nodes(workshop, search, progress)
         made = [*make_all(workshop, search, progress), *(Entry(variant=variant) for variant in also)]
         score_all(made, scorer, progress, needed=needed)
         for entry in made:
             search.note(entry, metric)
         entries += made
         entries += make_mixed(workshop, search, entries, scorer, metric, progress)
+        entries += make_weights(workshop, search, entries[0], scorer, metric, progress)
         entries += make_int8_of(also, workshop, search, scorer, progress)
     finally:
         workshop.tidy()

@@ -6,11 +6,12 @@ difference of the two outputs is the node's own error, free of what the nodes be
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from forwardpass.core.protocols import Runtime
 from forwardpass.core.samples import Samples
 from forwardpass.core.tensors import Array
 from forwardpass.optimize.calibration import CalibrationMethod, Range, choose_range
@@ -18,7 +19,7 @@ from forwardpass.optimize.library import onnx
 from forwardpass.optimize.naming import load_named
 from forwardpass.optimize.writers import StaticPlan, exposing
 
-__all__ = ["node_errors"]
+__all__ = ["node_errors", "shares_of_error"]
 
 NUM_LEVELS = 255
 NUM_WEIGHT_LEVELS = {False: 127, True: 63}
@@ -35,14 +36,18 @@ def node_errors(
     nodes = [node for node in model.graph.node if node.name in set(plan.nodes)]
     for node in nodes:
         _add_copy(model.graph, node, ranges, NUM_WEIGHT_LEVELS[reduce_range])
-    outputs = {node.name: node.output[0] for node in nodes}
-    runtime = exposing(model, [name for output in outputs.values() for name in (output, output + _ROUNDED)])
-    squares = {name: np.zeros(2) for name in outputs}
+    pairs = {node.name: (node.output[0], node.output[0] + _ROUNDED) for node in nodes}
+    return shares_of_error(exposing(model, [name for pair in pairs.values() for name in pair]), samples, pairs)
+
+
+def shares_of_error(runtime: Runtime, samples: Samples, pairs: Mapping[str, tuple[str, str]]) -> dict[str, float]:
+    """Return the squared difference of each pair of tensors as a share of the first one's square, greatest first."""
+    squares = {name: np.zeros(2) for name in pairs}
     for group in samples.batches(1):
         answers = runtime.run(group.inputs)
-        for name, output in outputs.items():
-            exact = answers[output].astype(np.float64)
-            squares[name] += [((answers[output + _ROUNDED] - exact) ** 2).sum(), (exact**2).sum()]
+        for name, (exact, rounded) in pairs.items():
+            values = answers[exact].astype(np.float64)
+            squares[name] += [((answers[rounded] - values) ** 2).sum(), (values**2).sum()]
     errors = {name: float(wrong / whole) if whole else 0.0 for name, (wrong, whole) in squares.items()}
     return dict(sorted(errors.items(), key=lambda item: -item[1]))
 

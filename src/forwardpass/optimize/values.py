@@ -20,6 +20,7 @@ __all__ = [
     "SearchStep",
     "Target",
     "Verdict",
+    "WeightEvidence",
 ]
 
 
@@ -110,6 +111,18 @@ class NotTried:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class WeightEvidence:
+    """What is known of one node whose weights alone are rounded: error and gain as in `LayerEvidence`."""
+
+    form: str
+    """Such as `4 bits in blocks of 32`."""
+    error: float | None = None
+    gain: Measurement | None = None
+    is_used: bool = False
+    """Whether the variant in so many bits has the node in this form."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LayerEvidence:
     """What is known of one node that could be computed in 8 bits.
 
@@ -126,6 +139,7 @@ class LayerEvidence:
     gain_dynamic: Measurement | None = None
     is_in_8_bits: bool = False
     reason: str = ""
+    weights: tuple[WeightEvidence, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

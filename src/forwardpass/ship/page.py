@@ -169,6 +169,37 @@ def _search_sections(optimization: Optimization) -> Iterator[Section]:
             "and quantised call by call."
         )
         yield Section(title="Error and gain of each node", lead=lead, parts=(table,))
+    if any(layer.weights for layer in optimization.layers):
+        yield _weights_section(optimization.layers)
+
+
+def _weights_section(layers: Sequence[LayerEvidence]) -> Section:
+    """Show what the nodes lose and gain with their weights alone in fewer bits."""
+    columns = [Column(title="Node"), Column(title="What"), Column(title="Weights in")]
+    columns += [
+        Column(title="Error", kind="number"),
+        Column(title="Times as fast", kind="number"),
+        Column(title="Used"),
+    ]
+    rows: list[list[str | Markup]] = [
+        [
+            layer.name,
+            layer.what,
+            item.form,
+            f"{item.error:.1e}" if item.error is not None else "",
+            _gain(item.gain),
+            f"int{item.form[0]}-weights" if item.is_used else "no",
+        ]
+        for layer in layers
+        for item in layer.weights
+    ]
+    lead = (
+        "Matrices in blocks that have a scale each, activations in float at both ends of the product. A node that is "
+        "not faster so on this machine stays as it is where time counts."
+    )
+    return Section(
+        title="Weights alone in fewer bits", lead=lead, parts=(render_table(columns, [RowGroup(rows=rows)]),)
+    )
 
 
 def _layer_row(layer: LayerEvidence) -> list[str | Markup]:
