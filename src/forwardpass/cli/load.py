@@ -10,11 +10,11 @@ import click
 from forwardpass.cli.options import json_option
 from forwardpass.cli.progress import shown_progress
 from forwardpass.cli.rendering import echo_json, echo_table, heading, verdict_text
-from forwardpass.cli.writing import write_text
 from forwardpass.core.checklist import Verdict
 from forwardpass.core.slo import Slo
 from forwardpass.errors import InvalidOption
 from forwardpass.report.format import format_count, format_measurement, format_seconds, format_share
+from forwardpass.report.writing import write_text
 
 if TYPE_CHECKING:
     from forwardpass.loadtest import CapacityReport, LoadResult, LoadSummary, TargetSettings

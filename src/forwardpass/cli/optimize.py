@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
 
 from forwardpass.cli.candidates import echo_candidates
+from forwardpass.cli.command_line import command_line
 from forwardpass.cli.options import (
     conversion_options,
     data_option,
@@ -113,8 +116,10 @@ def command(
             trust_pickle=trust_pickle,
             lean=lean,
             progress=progress,
+            command=command_line(),
         )
     if as_json:
         echo_json({"optimization": result})
         return
     echo_candidates(result)
+    click.echo(f"report: {Path(out) / 'report.html'}, the same as JSON: {Path(out) / 'optimization.json'}")

@@ -17,11 +17,11 @@ from forwardpass.cli.options import (
 )
 from forwardpass.cli.progress import shown_progress
 from forwardpass.cli.rendering import echo_json, echo_table, heading
-from forwardpass.cli.writing import write_text
 from forwardpass.core.operators import OperatorBreakdown
 from forwardpass.errors import InvalidOption
 from forwardpass.profile import InvarianceVerdict, VariantProfile, speedup
 from forwardpass.report.format import format_bytes, format_measurement, format_ratio, format_seconds
+from forwardpass.report.writing import write_text
 
 __all__ = ["command"]
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from forwardpass.cli.candidates import echo_candidates
+from forwardpass.cli.command_line import command_line
 from forwardpass.cli.options import (
     conversion_options,
     data_option,
@@ -133,6 +134,7 @@ def command(
             processor=processor_name,
             processor_folder=processor_folder,
             progress=progress,
+            command=command_line(),
         )
     if as_json:
         echo_json(

@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING
 
 from forwardpass.optimize.values import (
     Candidate,
+    FileHash,
     LayerEvidence,
     NotTried,
     Optimization,
     OptimizeSettings,
     Prices,
+    Provenance,
     SearchStep,
     Target,
     Verdict,
@@ -23,11 +25,13 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Candidate",
+    "FileHash",
     "LayerEvidence",
     "NotTried",
     "Optimization",
     "OptimizeSettings",
     "Prices",
+    "Provenance",
     "SearchStep",
     "Target",
     "Verdict",

@@ -92,7 +92,7 @@ def optimize_model(
     machine = describe_machine()
     situation = Situation(machine=machine, saturates=saturates, layers=search.layers, target=settings.target)
     return Optimization(
-        candidates=tuple(describe_entry(entry, entries, baseline, choice, settings) for entry in entries),
+        candidates=tuple(describe_entry(entry, entries, baseline, choice, settings, workdir) for entry in entries),
         metric=metric.name,
         higher_is_better=metric.higher_is_better,
         floor_score=floor_score(entries[0], metric, settings),

@@ -12,11 +12,13 @@ from forwardpass.profile import ProfileSettings, VariantProfile
 
 __all__ = [
     "Candidate",
+    "FileHash",
     "LayerEvidence",
     "NotTried",
     "Optimization",
     "OptimizeSettings",
     "Prices",
+    "Provenance",
     "SearchStep",
     "Target",
     "Verdict",
@@ -82,6 +84,14 @@ class OptimizeSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FileHash:
+    """A file of a variant, by its path in the folder of the search, and its SHA-256."""
+
+    name: str
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
     """One variant with its evidence.
 
@@ -99,6 +109,8 @@ class Candidate:
     test_difference: Measurement | None = None
     relative_error: Measurement | None = None
     gain: Measurement | None = None
+    files: tuple[FileHash, ...] = ()
+    """Empty for a source that is no file, and for what failed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,6 +164,21 @@ class SearchStep:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Provenance:
+    """What went into a search: with the same, anybody can run it again and compare the files by their hashes."""
+
+    source: str
+    source_sha256: str
+    """Of the model file, or of the code and the weights of a PyTorch source."""
+    samples: tuple[tuple[str, str], ...]
+    """The splits by name, each with the SHA-256 of its inputs and labels."""
+    packages: tuple[tuple[str, str], ...]
+    """Name and version of what wrote the files: forwardpass itself, and the libraries that it used."""
+    command: str = ""
+    """As it was typed in a shell; empty where the search was called from Python."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Optimization:
     """The result of a search: the source first, then every candidate, one of them chosen."""
 
@@ -174,6 +201,8 @@ class Optimization:
     """What the search tried, in order."""
     left_out: tuple[str, ...] = ()
     """What there was no time for, a sentence each."""
+    provenance: Provenance | None = None
+    """None in evidence that was written before there was one."""
 
     def find(self, name: str) -> Candidate:
         """Return the candidate of this name; `chosen` is always one of them."""

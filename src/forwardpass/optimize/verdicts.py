@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from forwardpass.core.measurement import Measurement
 from forwardpass.core.metrics import Metric
@@ -13,7 +14,9 @@ from forwardpass.optimize.cautions import Findings, cautions
 from forwardpass.optimize.choice import Choice, Facts, choose
 from forwardpass.optimize.entries import Entry
 from forwardpass.optimize.gain import gain_at
-from forwardpass.optimize.values import Candidate, OptimizeSettings, Verdict
+from forwardpass.optimize.results import hash_file
+from forwardpass.optimize.values import Candidate, FileHash, OptimizeSettings, Verdict
+from forwardpass.runtimes import companions
 
 __all__ = ["caution_about", "choose_entry", "describe_entry", "floor_score"]
 
@@ -59,7 +62,12 @@ def floor_score(source: Entry, metric: Metric, settings: OptimizeSettings) -> fl
 
 
 def describe_entry(
-    entry: Entry, entries: Sequence[Entry], baseline: Variant, choice: Choice, settings: OptimizeSettings
+    entry: Entry,
+    entries: Sequence[Entry],
+    baseline: Variant,
+    choice: Choice,
+    settings: OptimizeSettings,
+    folder: Path,
 ) -> Candidate:
     """Return a candidate with its evidence and the verdict on it."""
     if entry.failure:
@@ -82,7 +90,17 @@ def describe_entry(
         test_difference=entry.test.measure_difference(source_test),
         relative_error=entry.error.measure(),
         gain=_gain(entry, own, settings),
+        files=tuple(_files_of(entry.variant, folder)),
     )
+
+
+def _files_of(variant: Variant, folder: Path) -> Iterator[FileHash]:
+    location = Path(variant.location)
+    if not location.is_file():
+        return
+    for file in (location, *companions(variant.format, location)):
+        name = file.relative_to(folder) if file.is_relative_to(folder) else Path(file.name)
+        yield FileHash(name=name.as_posix(), sha256=hash_file(file))
 
 
 def caution_about(

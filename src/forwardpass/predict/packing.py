@@ -108,7 +108,7 @@ def _add_variant(writer: BundleWriter, item: VariantToPack, packing: PackingList
     runtime = open_runtime(variant.format, variant.location, options=RuntimeOptions())
     writer.add_file(path, Path(variant.location))
     for companion in companions(variant.format, Path(variant.location)):
-        writer.add_file(str(PurePosixPath(path).with_suffix(companion.suffix)), companion)
+        writer.add_file(_member_of(companion, Path(variant.location), path), companion)
     writer.add_calls(golden.path, [runtime.run(call) for call in packing.golden_inputs])
     return BundledVariant(
         name=variant.name,
@@ -122,6 +122,16 @@ def _add_variant(writer: BundleWriter, item: VariantToPack, packing: PackingList
         golden=golden,
         latency=item.latency,
     )
+
+
+def _member_of(companion: Path, location: Path, member: str) -> str:
+    """Return where a file beside a model file goes in the bundle.
+
+    Weights outside of an ONNX file are named in it, so they keep their name; all others are named after the model.
+    """
+    if companion.name == f"{location.name}.data":
+        return str(PurePosixPath(member).with_name(companion.name))
+    return str(PurePosixPath(member).with_suffix(companion.suffix))
 
 
 def _add_processor(writer: BundleWriter, packing: PackingList) -> ProcessorRecord | None:

@@ -27,6 +27,7 @@ __all__ = [
     "Section",
     "State",
     "Verdict",
+    "render_code",
     "render_facts",
     "render_figures",
     "render_key",
@@ -116,9 +117,12 @@ def render_verdicts(verdicts: Sequence[Verdict]) -> Markup:
     return _part("verdicts", verdicts)
 
 
-def render_table(columns: Sequence[Column], groups: Sequence[RowGroup]) -> Markup:
-    """Return a table that scrolls sideways where the page is narrow."""
-    return _part("table", columns, groups)
+def render_table(columns: Sequence[Column], groups: Sequence[RowGroup], *, name: str = "") -> Markup:
+    """Return a table that scrolls sideways where the page is narrow, by keyboard too.
+
+    `name` is what a screen reader calls it; without one, it is called after its columns.
+    """
+    return _part("table", columns, groups, name or ", ".join(column.title for column in columns if column.title))
 
 
 def render_figures(figures: Sequence[Figure]) -> Markup:
@@ -145,6 +149,11 @@ def render_notes(lines: Sequence[str]) -> Markup:
 def render_paragraph(text: str) -> Markup:
     """Return running text."""
     return _part("paragraph", text)
+
+
+def render_code(text: str) -> Markup:
+    """Return lines for a terminal, to be copied as they are."""
+    return _part("code", text)
 
 
 def render_state(word: str, state: State) -> Markup:

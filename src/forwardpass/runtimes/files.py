@@ -31,8 +31,14 @@ def is_torch_path(path: Path) -> bool:
 
 
 def companions(format: Format, location: Path) -> tuple[Path, ...]:  # noqa: A002
-    """Return the files that a model file needs beside it: the weights of OpenVINO IR."""
-    return (location.with_suffix(".bin"),) if format is Format.OPENVINO else ()
+    """Return the files that a model file needs beside it: the weights of OpenVINO IR, or those that ONNX keeps outside.
+
+    ONNX names the file of its weights inside; here it is the one that exporters name by default.
+    """
+    if format is Format.OPENVINO:
+        return (location.with_suffix(".bin"),)
+    outside = location.with_name(f"{location.name}.data")
+    return (outside,) if format is Format.ONNX and outside.is_file() else ()
 
 
 def _format_of_archive(path: Path) -> Format | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -19,7 +19,8 @@ from forwardpass.core.variants import Format, Precision, Variant
 from forwardpass.core.version import VERSION
 from forwardpass.lean import LeanSettings
 from forwardpass.lean.making import lean_variants, load_lessons
-from forwardpass.optimize import Optimization, OptimizeSettings, optimize_model
+from forwardpass.optimize import Optimization, OptimizeSettings, Provenance, optimize_model
+from forwardpass.optimize.provenance import provenance_of
 from forwardpass.predict import GoldenCheck, verify_variant
 from forwardpass.profile import describe_machine
 from forwardpass.runtimes import runtime_versions
@@ -60,6 +61,10 @@ class ShipRequest:
     """A hash of the code of a student of the user's."""
     processor: str = ""
     processor_folder: Path = Path()
+    reference: str = ""
+    """What the user calls the source."""
+    command: str = ""
+    """What was typed, for the report."""
 
     @property
     def workdir(self) -> Path:
@@ -111,6 +116,7 @@ def ship(request: ShipRequest, *, progress: Progress) -> Shipment:
             part = _part(progress, SHARE_OF_ALL_BUT_PACKING - share_of_audit, share_of_audit)
             audits = _audit(request, conversion, optimization, store, data_key, resumed, part)
             optimization = with_full_audits(optimization, audits)
+        optimization = replace(optimization, provenance=_provenance(request))
         progress("packing the bundle", done=SHARE_OF_ALL_BUT_PACKING)
         bundle, lines, golden = _pack(request, conversion, optimization)
     progress("done", done=1.0)
@@ -255,6 +261,16 @@ def _pack(
     bundle = assemble_bundle(request.out, request, conversion, optimization, lines)
     golden = tuple(verify_variant(bundle, variant.name) for variant in bundle.manifest.variants)
     return bundle, lines, golden
+
+
+def _provenance(request: ShipRequest) -> Provenance:
+    return provenance_of(
+        request.reference,
+        source_sha256=request.source_key,
+        is_torch=isinstance(request.source, TorchSource),
+        splits=request.splits,
+        command=request.command,
+    )
 
 
 def source_variant(source: TorchSource | Path, conversion: Conversion) -> Variant:

@@ -6,7 +6,7 @@ Each function imports its layer when it is called: who only profiles must not pa
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +17,7 @@ from forwardpass.core.samples import signature_of_samples
 from forwardpass.core.variants import Format, Precision
 from forwardpass.errors import InvalidOption
 from forwardpass.processors import open_processor
+from forwardpass.report.writing import write_text
 from forwardpass.samples import load_splits
 from forwardpass.wiring.inputs import (
     calls_for,
@@ -36,6 +37,10 @@ if TYPE_CHECKING:
     from forwardpass.ship import Shipment
 
 __all__ = ["ProfileReport", "convert_model", "optimize_model", "profile_model", "ship_model"]
+
+
+REPORT_SCHEMA_VERSION = 1
+"""Of the evidence that a search leaves in its folder."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -171,8 +176,12 @@ def optimize_model(
     trust_pickle: bool = False,
     lean: LeanSettings | None = None,
     progress: Progress = no_progress,
+    command: str = "",
 ) -> Optimization:
     """Make leaner variants of a model in the folder `out`, measure each beside the source, and choose one.
+
+    The folder also gets `report.html`, a page that loads nothing, and the same as `optimization.json`; `command` is
+    what the page shows to be typed to come to the same again.
 
     `metric` is the name of a built-in metric or a `package.module:function` of yours (see `core.metrics.user_metric`),
     for which `higher_is_better` counts. `lean` asks for pruned and distilled networks, too. `ship_model` does the same
@@ -195,6 +204,7 @@ def optimize_model(
     from forwardpass.lean.making import lean_variants, load_lessons
     from forwardpass.optimize import OptimizeSettings
     from forwardpass.optimize import optimize_model as optimize
+    from forwardpass.optimize.provenance import provenance_of
     from forwardpass.ship import source_variant
 
     splits = load_splits(data)
@@ -224,7 +234,7 @@ def optimize_model(
             axes=axes,
             progress=progress,
         ) as leaner:
-            return optimize(
+            found = optimize(
                 source_variant(source, conversion),
                 conversion.variant,
                 splits,
@@ -234,6 +244,29 @@ def optimize_model(
                 also=leaner,
                 progress=progress,
             )
+        found = replace(
+            found,
+            provenance=provenance_of(
+                str(model),
+                source_sha256=source_key(conversion_source(str(model), weights)),
+                is_torch=not isinstance(source, Path),
+                splits=splits,
+                command=command,
+            ),
+        )
+    _write_report(folder, Path(model).name, conversion, found)
+    return found
+
+
+def _write_report(folder: Path, name: str, conversion: Conversion, found: Optimization) -> None:
+    import msgspec
+
+    from forwardpass.optimize.page import render_optimization_page
+
+    write_text(folder / "report.html", render_optimization_page(name, conversion, found))
+    document = {"schema_version": REPORT_SCHEMA_VERSION, "conversion": conversion, "optimization": found}
+    text = msgspec.json.format(msgspec.json.encode(document), indent=2).decode()
+    write_text(folder / "optimization.json", f"{text}\n")
 
 
 def ship_model(
@@ -253,12 +286,13 @@ def ship_model(
     processor: str = "",
     processor_folder: Path | str = "",
     progress: Progress = no_progress,
+    command: str = "",
 ) -> Shipment:
     """Run the whole checklist and write a bundle to `out`.
 
     `lean` asks for pruned and distilled networks, as in `optimize_model`. Steps that were finished for the same source,
     samples, settings, software and machine are not run again; the work of an interrupted run is kept in `.forwardpass`
-    beside `out`.
+    beside `out`. `command` is what the report shows to be typed to come to the same again.
 
     >>> import forwardpass
     >>> settings = forwardpass.OptimizeSettings(
@@ -307,5 +341,7 @@ def ship_model(
             student_key=source_key(TorchSource(reference=student.reference)) if student and student.reference else "",
             processor=processor,
             processor_folder=Path(processor_folder),
+            reference=str(model),
+            command=command,
         )
         return ship(request, progress=progress)

@@ -1,0 +1,66 @@
+"""How to make the variants again, and how to tell that they are the same."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from markupsafe import Markup
+
+from forwardpass.convert import Conversion
+from forwardpass.optimize.values import Candidate, Optimization, Provenance
+from forwardpass.report.page import (
+    Column,
+    Fact,
+    RowGroup,
+    Section,
+    render_code,
+    render_facts,
+    render_notes,
+    render_table,
+)
+
+__all__ = ["reproduction_section"]
+
+_DETERMINISM = """\
+The writers are deterministic: the same source, samples and versions on the same kind of processor give the same bytes.
+Only int8-mixed rests on timings as well: another run may keep other nodes in float, and then its file differs."""
+
+
+def reproduction_section(conversion: Conversion, optimization: Optimization) -> Section:
+    """Return the command, the versions, the recipe of each variant and the hashes of its files."""
+    lead = (
+        f"Converted by the {conversion.exporter} exporter to opset {conversion.opset} and compared with the source at "
+        f"{len(conversion.parity)} shapes; the worst relative difference is {conversion.worst_difference:.1e}."
+    )
+    columns = [
+        Column(title="Variant"),
+        Column(title="Recipe", kind="wrap"),
+        Column(title="File"),
+        Column(title="SHA-256"),
+    ]
+    rows = [row for candidate in optimization.candidates for row in _rows(candidate)]
+    table = render_table(columns, [RowGroup(rows=rows)], name="Recipes and hashes")
+    notes = render_notes([*conversion.notes, *_DETERMINISM.splitlines()])
+    given = list(_given(optimization.provenance)) if optimization.provenance is not None else []
+    return Section(title="How to make it again", lead=lead, parts=(*given, table, notes))
+
+
+def _given(provenance: Provenance) -> Iterator[Markup]:
+    """Yield what to type, with which versions, and what it starts from."""
+    if provenance.command:
+        yield render_code(provenance.command)
+    yield render_facts(
+        [
+            Fact(name="Versions", value=", ".join(f"{name} {version}" for name, version in provenance.packages)),
+            Fact(name="Source", value=provenance.source),
+            Fact(name="SHA-256 of the source", value=provenance.source_sha256),
+            *(Fact(name=f"SHA-256 of {name} samples", value=sha256) for name, sha256 in provenance.samples),
+        ]
+    )
+
+
+def _rows(candidate: Candidate) -> Iterator[list[str | Markup]]:
+    steps = " → ".join(map(str, candidate.variant.recipe.steps))
+    for number, file in enumerate(candidate.files):
+        first = number == 0
+        yield [candidate.variant.name if first else "", steps if first else "", file.name, file.sha256]
