@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 
+from benchmarks.peers.leftovers import family_of, removing_model_folders
 from benchmarks.peers.load import Array
 from benchmarks.peers.rivals import Command, Protocol, Rival
 from benchmarks.peers.workloads import Workload
@@ -180,8 +181,8 @@ def ask(port: int, request: bytes) -> tuple[int, dict[str, str], bytes]:
 
 def _stop(child: subprocess.Popen[bytes], server: RunningServer) -> None:
     """Ask it to end, and kill what is left of its processes: Ray and BentoML leave some."""
-    with contextlib.suppress(psutil.Error):
-        family = server.tree()
+    family = family_of(server.process.pid)
+    with removing_model_folders(family):
         child.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
             child.wait(STOP_LIMIT_S)

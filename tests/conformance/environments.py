@@ -22,7 +22,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
+import psutil
 import pytest
+
+from benchmarks.peers.leftovers import family_of, removing_model_folders
 
 HERE = Path(__file__).parent
 CACHE = Path(os.environ.get("FORWARDPASS_TEST_CACHE", HERE.parents[1] / ".cache"))
@@ -97,12 +100,16 @@ def _is_ready(process: subprocess.Popen[bytes], url: str) -> bool:
 
 def _end(process: subprocess.Popen[bytes]) -> None:
     assert process.stdin is not None, "it is a pipe"
-    process.stdin.close()
-    try:
-        process.wait(30)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
+    family = family_of(process.pid)
+    with removing_model_folders(family):
+        process.stdin.close()
+        try:
+            process.wait(PATIENCE_S)
+        except subprocess.TimeoutExpired:
+            for member in family:
+                with contextlib.suppress(psutil.Error):
+                    member.kill()
+            process.wait()
 
 
 def free_ports(count: int) -> list[int]:

@@ -13,6 +13,7 @@ import secrets
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -63,12 +64,20 @@ def test_a_worker_killed_again_and_again_leaves_nothing_behind(mlp: Path, tmp_pa
         assert after.rss_bytes - before.rss_bytes < 16 * MIB
 
 
-def test_a_second_signal_ends_at_once_and_with_1(mlp: Path, tmp_path: Path) -> None:
-    with server_process(str(mlp), folder=tmp_path) as running:
+def test_a_second_signal_ends_at_once_and_with_1_and_leaves_nothing(
+    mlp: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No worker, though this one hangs, and no temporary folder, in which the bundle of a bare model is."""
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "temporary"))
+    onnx = shutil.copy(next(mlp.rglob("*.onnx")), tmp_path / "bare.onnx")
+    with server_process(str(onnx), folder=tmp_path) as running:
+        eventually(lambda: "profiled in the background" in running.log.read_text())
+        assert list((tmp_path / "temporary").iterdir()) != []
         (worker,) = running.worker_pids()
         os.kill(worker, signal.SIGSTOP)
         with running.connect() as client:
-            client.sendall(post(MLP, BODY))
+            client.sendall(post("/v2/models/bare/infer", BODY))
             eventually(lambda: psutil.Process(worker).status() == psutil.STATUS_STOPPED)
             running.process.send_signal(signal.SIGTERM)
             eventually(lambda: "draining" in running.log.read_text())
@@ -76,7 +85,21 @@ def test_a_second_signal_ends_at_once_and_with_1(mlp: Path, tmp_path: Path) -> N
             running.process.send_signal(signal.SIGTERM)
             assert running.process.wait(10) == 1
         assert "second signal: ending at once" in running.log.read_text()
-        os.kill(worker, signal.SIGKILL)
+        eventually(lambda: not psutil.pid_exists(worker))
+        assert list((tmp_path / "temporary").iterdir()) == []
+
+
+def test_a_signal_before_the_server_is_there_leaves_no_temporary_folder(mlp: Path, tmp_path: Path) -> None:
+    onnx = next(mlp.rglob("*.onnx"))
+    command = [sys.executable, "-m", "forwardpass", "serve", str(onnx), "--port", "0"]
+    (tmp_path / "temporary").mkdir()
+    environment = os.environ | {"TMPDIR": str(tmp_path / "temporary")}
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as process:
+        eventually(lambda: any((tmp_path / "temporary").iterdir()))
+        process.send_signal(signal.SIGTERM)
+        _, said = process.communicate(timeout=60)
+    assert (process.returncode, "Traceback" in said) == (0, False), said
+    assert list((tmp_path / "temporary").iterdir()) == []
 
 
 # --- F12

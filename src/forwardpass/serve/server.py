@@ -22,8 +22,8 @@ from forwardpass.serve.auth import Gate, KeyRing, OpenGate
 from forwardpass.serve.config import ServeConfig, describe_config
 from forwardpass.serve.connections import Connections
 from forwardpass.serve.http import HttpConnection
+from forwardpass.serve.prctl import forbid_dumps
 from forwardpass.serve.repository import Repository
-from forwardpass.serve.secrecy import forbid_dumps
 from forwardpass.serve.settings import ServeSettings
 from forwardpass.serve.tracing import open_tracer
 
@@ -206,8 +206,11 @@ def serve(
     config: ServeConfig,
     *,
     on_ready: Callable[[Server], None] | None = None,
+    before_exit: Callable[[], None] | None = None,
 ) -> None:
-    """Serve until SIGTERM or SIGINT, then answer what was accepted and return. A second signal ends at once.
+    """Serve until SIGTERM or SIGINT, then answer what was accepted and return.
+
+    A second signal ends the process at once, and its workers with it; of what cleans up only `before_exit` is run.
 
     Raises:
         BundleError: a bundle cannot be trusted.
@@ -217,12 +220,14 @@ def serve(
     try:
         import uvloop
     except ImportError:  # there is none for some systems
-        asyncio.run(_serve(config, on_ready))
+        asyncio.run(_serve(config, on_ready, before_exit))
     else:
-        uvloop.run(_serve(config, on_ready))
+        uvloop.run(_serve(config, on_ready, before_exit))
 
 
-async def _serve(config: ServeConfig, on_ready: Callable[[Server], None] | None) -> None:
+async def _serve(
+    config: ServeConfig, on_ready: Callable[[Server], None] | None, before_exit: Callable[[], None] | None
+) -> None:
     forbid_dumps()
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -232,7 +237,11 @@ async def _serve(config: ServeConfig, on_ready: Callable[[Server], None] | None)
         nonlocal told_s
         if loop.time() - told_s > SAME_SIGNAL_S:
             log.warning("second signal: ending at once")
-            os._exit(1)
+            try:
+                if before_exit is not None:
+                    before_exit()
+            finally:
+                os._exit(1)
         told_s = min(told_s, loop.time())
         stopping.set()
 

@@ -1,7 +1,7 @@
 """The process that holds one variant and runs its batches: `python -m forwardpass.serve.worker`.
 
-It is started fresh, inherits its end of the channel and the arena, and ends when the front closes the channel. Signals
-from a terminal are the front's business.
+It is started fresh, inherits its end of the channel and the arena, and ends when the front closes the channel; where
+it cannot, because it hangs, it is killed when the front has ended. Signals from a terminal are the front's business.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from forwardpass.serve.channel import (
     decode,
     encode,
 )
-from forwardpass.serve.secrecy import forbid_dumps
+from forwardpass.serve.prctl import end_with_parent, forbid_dumps
 
 __all__ = ["main"]
 
@@ -46,6 +46,7 @@ def main(arguments: list[str]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     forbid_dumps()
+    end_with_parent()
     config = msgspec.json.decode(arguments[0], type=WorkerConfig)
     channel = socket.socket(fileno=config.channel)
     try:

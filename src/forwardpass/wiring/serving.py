@@ -5,10 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
+import shutil
+import signal
+import sys
 import tempfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -119,7 +123,7 @@ def _serve(models: Sequence[Path | str], config: ServeConfig) -> None:
         raise InvalidOption(option="--repository", value=str(config.repository), expected="a folder of models")
     if not (models or config.models or config.repository):
         raise InvalidOption(option="BUNDLE", value="", expected="at least one bundle, --repository or --config")
-    with tempfile.TemporaryDirectory(prefix="forwardpass-serve-") as folder:
+    with _ending_in_order(), tempfile.TemporaryDirectory(prefix="forwardpass-serve-") as folder:
         quick: dict[str, Path] = {}
         configs = list(config.models)
         for number, model in enumerate(map(Path, models)):
@@ -134,7 +138,21 @@ def _serve(models: Sequence[Path | str], config: ServeConfig) -> None:
             for name, path in quick.items():
                 _profile_in_background(server, name, open_bundle(path))
 
-        serve(replace(config, models=tuple(configs)), on_ready=on_ready)
+        serve(
+            replace(config, models=tuple(configs)),
+            on_ready=on_ready,
+            before_exit=partial(shutil.rmtree, folder, ignore_errors=True),
+        )
+
+
+@contextlib.contextmanager
+def _ending_in_order() -> Iterator[None]:
+    """Let SIGTERM end the program as it ends one in a terminal: what is temporary goes; the server has its own way."""
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _config(path: Path, settings: ModelSettings) -> ModelConfig:
