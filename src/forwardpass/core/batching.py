@@ -7,13 +7,13 @@ window to set.
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections import Counter, deque
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
 from itertools import islice
 
+from forwardpass.core.batch_sizes import padded_rows
 from forwardpass.core.latency import LatencyEstimate
 from forwardpass.errors import Overloaded
 
@@ -237,8 +237,7 @@ class BatchQueue:
 
     def _padded(self, num_rows: int) -> int:
         """Return with how many rows so many are run."""
-        at = bisect_left(self._batch_sizes, num_rows)
-        return self._batch_sizes[at] if at < len(self._batch_sizes) else num_rows
+        return padded_rows(num_rows, self._batch_sizes)
 
     def _predict_s(self, num_rows: int, row_size: int) -> float:
         return self._latency.predict_s(self._padded(num_rows), row_size)

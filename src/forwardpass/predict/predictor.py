@@ -9,14 +9,16 @@ from typing import Any
 
 import numpy as np
 
-from forwardpass.bundle import Bundle, open_bundle
+from forwardpass.bundle import Bundle, BundledVariant, open_bundle
+from forwardpass.core.batch_sizes import allowed_rows
 from forwardpass.core.protocols import Encoder, Processor, Runtime
 from forwardpass.core.strings import are_strings, as_strings
 from forwardpass.core.tensors import Array, Signature, Tensors
 from forwardpass.core.variants import BatchInvariance
 from forwardpass.errors import MalformedRequest, TensorMismatch
+from forwardpass.predict.exactness import SameAnswer, exact_batch_sizes, max_batch_rows
 from forwardpass.predict.golden import GoldenCheck, check_golden
-from forwardpass.predict.rows import RowByRow
+from forwardpass.predict.rows import InExactBatches, RowByRow
 from forwardpass.processors import open_processor
 from forwardpass.runtimes import RuntimeOptions, open_runtime
 
@@ -62,8 +64,18 @@ class Predictor:
         self._lock = threading.Lock()
 
     @classmethod
-    def open(cls, path: Path | str, *, variant: str | None = None, num_threads: int = 1) -> Predictor:
+    def open(
+        cls,
+        path: Path | str,
+        *,
+        variant: str | None = None,
+        num_threads: int = 1,
+        same_answer: SameAnswer = SameAnswer.AFFORDABLE,
+    ) -> Predictor:
         """Open the bundle at `path` with its default variant, or with `variant`.
+
+        Rows are divided and padded as by a server with as many threads and the same `same_answer`, so the answers are
+        its answers to the last bit, where the variant can do that.
 
         Raises:
             BundleError: the bundle cannot be trusted.
@@ -71,6 +83,7 @@ class Predictor:
         """
         bundle = open_bundle(path)
         runtime = open_variant(bundle, variant, options=RuntimeOptions(num_threads=num_threads))
+        runtime = _in_exact_batches(runtime, bundle.variant(variant), same_answer, num_threads)
         record = bundle.manifest.processor
         processor = open_processor(record.name, bundle.locate(record.folder), bundle.signature) if record else None
         return cls(bundle, runtime, processor)
@@ -122,6 +135,13 @@ class Predictor:
             array = np.asarray(value)
             tensors[name] = _cast(array, np.dtype(specs[name].dtype) if name in specs else array.dtype)
         return tensors
+
+
+def _in_exact_batches(runtime: Runtime, variant: BundledVariant, same_answer: SameAnswer, num_threads: int) -> Runtime:
+    table = next((table for table in variant.latency if table.num_threads == num_threads), None)
+    most = max_batch_rows(variant, table)
+    sizes = exact_batch_sizes(variant, same_answer, most, table)
+    return InExactBatches(runtime, batch_sizes=sizes, max_rows=allowed_rows(most, sizes)) if sizes else runtime
 
 
 def _cast(array: Array, wanted: np.dtype[Any]) -> Array:

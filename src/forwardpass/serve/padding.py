@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-import numpy as np
-
+from forwardpass.core.batch_sizes import copies_of_last_row
 from forwardpass.core.batching import Batch
 from forwardpass.core.strings import blank
 from forwardpass.core.tensors import BATCH_AXIS, Array, Signature, Tensors, TensorSpec
@@ -50,8 +49,7 @@ class ShapePadding:
             if self._axes:
                 parts = _padded(parts)
             if num_missing > 0:
-                last = parts[-1][-1:]
-                parts.append(np.broadcast_to(last, (num_missing, *last.shape[1:])))
+                parts.append(copies_of_last_row(parts[-1], num_missing))
             yield spec.name, parts
 
     def part(self, outputs: Tensors, start: int, request: Request, batch: Batch) -> dict[str, Array]:

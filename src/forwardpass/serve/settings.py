@@ -3,23 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from enum import StrEnum
 from pathlib import Path
 
 from forwardpass.core.slo import Slo
+from forwardpass.predict.exactness import SameAnswer
 
 __all__ = ["ModelSettings", "SameAnswer", "ServeSettings"]
-
-
-class SameAnswer(StrEnum):
-    """How equal the answers to a request have to be, whatever shares its batch."""
-
-    AFFORDABLE = "affordable"
-    """To the last bit, where the variant can do that at little cost; else up to rounding, and the log says so."""
-    BITWISE = "bitwise"
-    """To the last bit, where the variant can do that, whatever it costs."""
-    ROUNDING = "rounding"
-    """Up to rounding: batches of any size, and shapes padded to each other, even where the last bits depend on it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,21 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from forwardpass.bundle import BundledVariant
+from forwardpass.core.batch_sizes import allowed_rows
 from forwardpass.core.latency import LatencyTable
 from forwardpass.core.slo import Slo
 from forwardpass.core.variants import BatchInvariance
-from forwardpass.serve.settings import ModelSettings, SameAnswer
+from forwardpass.predict import SameAnswer, exact_batch_sizes, max_batch_rows
+from forwardpass.serve.settings import ModelSettings
 
-__all__ = ["Sizing", "allowed_rows", "choose_sizing", "max_batch_rows", "paddable_axes"]
-
-UNMEASURED_MAX_BATCH_ROWS = 32
-"""For a variant whose batches were never measured; what it learns while serving corrects the predictions."""
+__all__ = ["Sizing", "choose_sizing", "paddable_axes"]
 
 MIN_ROW_S = 1e-3
 """Where a row takes less, the front is the limit, and another worker would only take its core away."""
-
-MAX_PADDING_COST = 1.1
-"""How much dearer a lone request may become by padding before the operator is asked."""
 
 MIN_GAIN = 1.15
 """Several slow workers have to promise so much more throughput than one fast one; each holds a copy of the model."""
@@ -56,36 +52,6 @@ def choose_sizing(variant: BundledVariant, settings: ModelSettings, *, slo: Slo 
     return _sized(variant, settings, table.num_threads, num_workers, table)
 
 
-def max_batch_rows(variant: BundledVariant, table: LatencyTable | None) -> int:
-    """Return how many rows of different requests may share a batch.
-
-    One, for a variant whose rows change each other's answers or that cannot be batched; otherwise the batch size with
-    the best throughput, which is one where batching gains nothing.
-    """
-    if variant.invariance in (BatchInvariance.INTERFERENCE, BatchInvariance.NOT_BATCHABLE):
-        return 1
-    return table.best_batch_size if table is not None else UNMEASURED_MAX_BATCH_ROWS
-
-
-def _batch_sizes(
-    variant: BundledVariant, same_answer: SameAnswer, max_rows: int, table: LatencyTable | None
-) -> tuple[int, ...]:
-    """Return the only sizes that may run, so that answers are the same to the last bit; empty for any.
-
-    Where batching gains nothing, that is one row at a time and costs nothing. Otherwise rows are padded up to sizes
-    that agree, which makes a lone request dearer.
-    """
-    if not variant.exact_batch_sizes or same_answer is SameAnswer.ROUNDING:
-        return ()
-    if max_rows == 1:
-        return (1,)
-    if same_answer is SameAnswer.AFFORDABLE:
-        least = variant.exact_batch_sizes[0]
-        if table is None or table.predict_median_s(least) > MAX_PADDING_COST * table.predict_median_s(1):
-            return ()
-    return variant.exact_batch_sizes
-
-
 def paddable_axes(variant: BundledVariant, same_answer: SameAnswer) -> tuple[str, ...]:
     """Return the axes along which requests may be padded to share a batch.
 
@@ -99,16 +65,11 @@ def paddable_axes(variant: BundledVariant, same_answer: SameAnswer) -> tuple[str
     return (variant.padding.axis,) if is_kept else ()
 
 
-def allowed_rows(num_rows: int, batch_sizes: tuple[int, ...]) -> int:
-    """Return the largest allowed size up to `num_rows`, or the smallest there is; any is allowed if none is named."""
-    return max((size for size in batch_sizes if size <= num_rows), default=min(batch_sizes, default=num_rows))
-
-
 def _sized(
     variant: BundledVariant, settings: ModelSettings, num_threads: int, num_workers: int, table: LatencyTable | None
 ) -> Sizing:
     wanted = settings.max_batch_rows or max_batch_rows(variant, table)
-    batch_sizes = _batch_sizes(variant, settings.same_answer, wanted, table)
+    batch_sizes = exact_batch_sizes(variant, settings.same_answer, wanted, table)
     return Sizing(
         num_threads=num_threads,
         num_workers=num_workers,

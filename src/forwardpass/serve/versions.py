@@ -9,12 +9,14 @@ import time
 from collections.abc import Callable, Sequence
 
 from forwardpass.bundle import Bundle
+from forwardpass.core.batch_sizes import allowed_rows
 from forwardpass.core.batching import NORMAL_PRIORITY, BatchQueue, QueueStatistics
 from forwardpass.core.latency import LatencyEstimate, LatencyTable
 from forwardpass.core.protocols import Encoder, Processor
 from forwardpass.core.tensors import Array
 from forwardpass.core.variants import BatchInvariance
 from forwardpass.errors import ModelNotServed, NotReady, RequestError
+from forwardpass.predict import max_batch_rows
 from forwardpass.processors import open_processor
 from forwardpass.serve.channel import Failed, Ready
 from forwardpass.serve.dispatching import Answer, Dispatcher, Request
@@ -23,7 +25,7 @@ from forwardpass.serve.oip import ResponseWriter
 from forwardpass.serve.padding import ShapePadding
 from forwardpass.serve.process import WorkerProcess, WorkerState
 from forwardpass.serve.settings import ModelSettings
-from forwardpass.serve.sizing import allowed_rows, choose_sizing, max_batch_rows, paddable_axes
+from forwardpass.serve.sizing import choose_sizing, paddable_axes
 
 __all__ = ["ModelVersion"]
 

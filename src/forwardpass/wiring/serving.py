@@ -21,7 +21,15 @@ from forwardpass.core.calls import random_calls, random_tensors
 from forwardpass.core.tensors import BATCH_AXIS
 from forwardpass.core.variants import Precision, Variant
 from forwardpass.errors import ForwardpassError, InvalidOption
-from forwardpass.predict import GoldenCheck, PackingList, Predictor, VariantToPack, pack_bundle, verify_variant
+from forwardpass.predict import (
+    GoldenCheck,
+    PackingList,
+    Predictor,
+    SameAnswer,
+    VariantToPack,
+    pack_bundle,
+    verify_variant,
+)
 from forwardpass.runtimes import RuntimeOptions, format_of, open_runtime
 from forwardpass.wiring.inputs import bundled_variants, no_progress
 
@@ -36,8 +44,17 @@ QUICK_AUDIT_S = 1.0
 """For a bare model file: how much of the start is spent on finding out whether its rows interfere."""
 
 
-def load(bundle: Path | str, *, variant: str | None = None, num_threads: int = 1) -> Predictor:
-    """Open a bundle for use in this process, without a server, with the same checks.
+def load(
+    bundle: Path | str,
+    *,
+    variant: str | None = None,
+    num_threads: int = 1,
+    same_answer: SameAnswer = SameAnswer.AFFORDABLE,
+) -> Predictor:
+    """Open a bundle for use in this process, without a server, with the same checks and answers.
+
+    With as many threads and the same `same_answer`, a server answers the same to the last bit, where the variant can
+    do that in batches of some sizes.
 
     >>> import forwardpass, numpy as np
     >>> model = forwardpass.load("shop-bundle")
@@ -50,7 +67,7 @@ def load(bundle: Path | str, *, variant: str | None = None, num_threads: int = 1
         BundleError: the bundle cannot be trusted.
         GoldenMismatch: it answers differently on this machine.
     """
-    return Predictor.open(bundle, variant=variant, num_threads=num_threads)
+    return Predictor.open(bundle, variant=variant, num_threads=num_threads, same_answer=same_answer)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
