@@ -34,20 +34,24 @@ NUM_STARTS = 3
 NO_WHEEL = "No matching distribution found"
 
 
-def python_with(name: str) -> Path:
-    """Return the interpreter of the environment with the requirements in `name`.txt; skip where there is no wheel."""
+def python_with(name: str, *, beside_ours: bool = False) -> Path:
+    """Return the interpreter of the environment with the requirements in `name`.txt; skip where there is no wheel.
+
+    One that is `beside_ours` finds the packages of this environment, too.
+    """
     requirements = HERE / f"{name}.txt"
-    text = f"{sys.version}\n{requirements.read_text()}"
+    ours = sysconfig.get_path("purelib") if beside_ours else ""
+    text = f"{sys.version}\n{ours}\n{requirements.read_text()}"
     folder = CACHE / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
     CACHE.mkdir(parents=True, exist_ok=True)
     with (CACHE / f"{name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (folder / "complete").exists():
-            _make(folder, requirements)
+            _make(folder, requirements, ours)
     return folder / "bin" / "python"
 
 
-def _make(folder: Path, requirements: Path) -> None:
+def _make(folder: Path, requirements: Path, ours: str) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
     # The requirements are complete, so nothing has to be resolved; and few of the modules are ever imported.
@@ -57,6 +61,9 @@ def _make(folder: Path, requirements: Path) -> None:
     if made.returncode and NO_WHEEL in made.stderr:
         pytest.skip(f"no wheel for this machine: {made.stderr.strip().splitlines()[-1]}")
     assert made.returncode == 0, made.stderr
+    if ours:
+        (packages,) = folder.glob("lib/python*/site-packages")
+        (packages / "beside.pth").write_text(f"import site; site.addsitedir({ours!r})\n")
     (folder / "complete").touch()
 
 

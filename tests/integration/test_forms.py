@@ -25,6 +25,7 @@ from forwardpass.errors import (
     ExportFailed,
     InvalidModel,
     InvalidOption,
+    MissingExtra,
     ParityFailed,
     SourceNotFound,
 )
@@ -216,3 +217,21 @@ def test_the_command_line_writes_a_form_and_says_how_far_each_output_is(tmp_path
     document = json.loads(result.stdout)
     assert document["conversion"]["variant"]["format"] == "openvino"
     assert document["conversion"]["parity"][0]["outputs"][0]["output"] == "scores"
+
+
+def test_executorch_without_its_package_says_how_to_install_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import importlib.util
+
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, package=None: None)
+    source = TorchSource(reference=f"{SOURCES}:tokens")
+    with pytest.raises(MissingExtra, match=r"pip install 'forwardpass\[executorch\]'"):
+        convert(source, token_samples(), to=Format.EXECUTORCH, out=tmp_path / "m.pte", progress=silent)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_onnx_file_does_not_become_executorch_and_sizes_are_for_it_alone(tmp_path: Path) -> None:
+    source = write_mlp(tmp_path / "mlp.onnx")
+    with pytest.raises(InvalidOption, match="nothing turns an ONNX file into executorch"):
+        convert(source, None, to=Format.EXECUTORCH, out=tmp_path / "mlp.pte", progress=silent)
+    with pytest.raises(InvalidOption, match="expected it with --to executorch only: openvino takes any size"):
+        convert(source, None, to=Format.OPENVINO, out=tmp_path / "mlp.xml", max_sizes={"batch": 4}, progress=silent)

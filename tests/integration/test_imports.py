@@ -15,6 +15,7 @@ HEAVY = (
     "onnx",
     "openvino",
     "ai_edge_litert",
+    "executorch",
     "transformers",
     "tokenizers",
     "click",

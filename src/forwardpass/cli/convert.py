@@ -11,6 +11,8 @@ from forwardpass.cli.options import (
     data_option,
     dynamic_axes,
     json_option,
+    max_size_option,
+    max_sizes,
     model_argument,
     source_options,
 )
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["command"]
 
-FORMS = ("onnx", "ort", "pt2", "torchscript", "openvino", "litert")
+FORMS = ("onnx", "ort", "pt2", "torchscript", "openvino", "litert", "executorch")
 """As `forwardpass.convert.TARGETS`, which to import would cost the command line its speed."""
 
 
@@ -38,8 +40,9 @@ FORMS = ("onnx", "ort", "pt2", "torchscript", "openvino", "litert")
     type=click.Choice(["fp32", "int8-dynamic", "int8-static"]),
     default="fp32",
     show_default=True,
-    help="In 8 bits: for --to litert.",
+    help="In 8 bits: for --to litert and executorch.",
 )
+@max_size_option
 @click.option(
     "--tolerance",
     type=click.FloatRange(min=0, min_open=True),
@@ -58,6 +61,7 @@ def command(
     opset: int | None,
     dynamic: tuple[str, ...],
     precision: str,
+    max_size: tuple[str, ...],
     tolerance: float | None,
     as_json: bool,
 ) -> None:
@@ -83,6 +87,7 @@ def command(
             opset=opset,
             axes=dynamic_axes(dynamic),
             precision=precision,
+            max_sizes=max_sizes(max_size),
             tolerance=tolerance,
             trust_pickle=trust_pickle,
             progress=progress,

@@ -19,12 +19,15 @@ __all__ = [
     "dynamic_axes",
     "json_option",
     "lean_options",
+    "max_size_option",
+    "max_sizes",
     "model_argument",
     "quality_options",
     "source_options",
 ]
 
 _DYNAMIC = re.compile(r"(?P<input>[^:=]+):(?P<axis>\d{1,2})=(?P<name>[A-Za-z_]\w*)", re.ASCII)
+_MAX_SIZE = re.compile(r"(?P<name>[A-Za-z_]\w*)=(?P<size>[1-9]\d{0,8})", re.ASCII)
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -92,6 +95,33 @@ def dynamic_axes(texts: tuple[str, ...]) -> dict[str, dict[int, str]]:
             raise InvalidOption(option="--dynamic", value=text, expected="INPUT:AXIS=NAME such as pixels:2=height")
         axes.setdefault(match["input"], {})[int(match["axis"])] = match["name"]
     return axes
+
+
+max_size_option = click.option(
+    "--max-size",
+    multiple=True,
+    metavar="NAME=SIZE",
+    help="How long a dynamic axis may get, such as batch=64 or sequence=512: for --to executorch, which plans its "
+    "memory beforehand. [default: as long as in the samples, twice that where they never vary, and 32 rows]",
+)
+
+
+def max_sizes(texts: tuple[str, ...]) -> dict[str, int]:
+    """Read `sequence=512`.
+
+    >>> max_sizes(("batch=64", "sequence=512"))
+    {'batch': 64, 'sequence': 512}
+
+    Raises:
+        InvalidOption: a text has another form.
+    """
+    sizes: dict[str, int] = {}
+    for text in texts:
+        match = _MAX_SIZE.fullmatch(text)
+        if match is None:
+            raise InvalidOption(option="--max-size", value=text, expected="NAME=SIZE such as sequence=512")
+        sizes[match["name"]] = int(match["size"])
+    return sizes
 
 
 def quality_options(function: Command) -> Command:

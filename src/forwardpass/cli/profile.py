@@ -71,8 +71,8 @@ def command(
 ) -> None:
     """Measure MODEL in fresh processes: latency, throughput, memory, cold start, same answer.
 
-    MODEL is a model file (ONNX, ORT, .pt2, TorchScript, OpenVINO, LiteRT), package.module:factory (PyTorch, needs
-    --data), or a bundle: then all its variants.
+    MODEL is a model file (ONNX, ORT, .pt2, TorchScript, OpenVINO, LiteRT, ExecuTorch), package.module:factory
+    (PyTorch, needs --data), or a bundle: then all its variants.
 
     \b
     Examples:

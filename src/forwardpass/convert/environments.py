@@ -18,14 +18,39 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from forwardpass.core.protocols import Progress
-from forwardpass.errors import ConversionError, EnvironmentUnavailable, ExportFailed
+from forwardpass.errors import EnvironmentUnavailable, ExportFailed
 
-__all__ = ["IsolatedEnvironment"]
+__all__ = ["IsolatedEnvironment", "run_program"]
 
 INSTALL_LIMIT_S = 1800.0
 RUN_LIMIT_S = 1800.0
 COMPLETE = "complete"
 """The file whose presence says that everything was installed."""
+
+
+def run_program(
+    program: Path, folder: Path, job: Mapping[str, object], *, name: str, source: str, python: Path | None = None
+) -> None:
+    """Let `program`, which is called `name`, do `job` in `folder`.
+
+    It is run by this process's interpreter, which finds the same packages, or by another one that is told nothing.
+
+    Raises:
+        ExportFailed: the program said that it cannot do it, or ended.
+    """
+    (folder / "job.json").write_text(json.dumps(job))
+    command = [str(python or sys.executable), "-P" if python is None else "-I", str(program), str(folder)]
+    environment = {key: value for key, value in os.environ.items() if python is None or not key.startswith("PYTHON")}
+    try:
+        finished = subprocess.run(
+            command, capture_output=True, timeout=RUN_LIMIT_S, check=False, cwd=folder, env=environment
+        )
+    except subprocess.TimeoutExpired as error:
+        raise ExportFailed(source=source, reason=f"{name} took longer than {RUN_LIMIT_S:.0f} s") from error
+    if finished.returncode != 0:
+        told = folder / "failure.txt"
+        reason = told.read_text().strip() if told.is_file() else f"it ended with {finished.returncode}"
+        raise ExportFailed(source=source, reason=f"{name} does not take it ({reason[:300]})")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,23 +69,7 @@ class IsolatedEnvironment:
             EnvironmentUnavailable: the environment cannot be made.
             ExportFailed: the program said that it cannot do it, or ended.
         """
-        python = self._ensure(progress)
-        (folder / "job.json").write_text(json.dumps(job))
-        command = [str(python), "-I", str(program), str(folder)]
-        environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
-        try:
-            finished = subprocess.run(
-                command, capture_output=True, timeout=RUN_LIMIT_S, check=False, cwd=folder, env=environment
-            )
-        except subprocess.TimeoutExpired as error:
-            raise ExportFailed(source=source, reason=f"{self.name} took longer than {RUN_LIMIT_S:.0f} s") from error
-        if finished.returncode != 0:
-            raise self._failure(folder, finished, source)
-
-    def _failure(self, folder: Path, finished: subprocess.CompletedProcess[bytes], source: str) -> ConversionError:
-        told = folder / "failure.txt"
-        reason = told.read_text().strip() if told.is_file() else f"it ended with {finished.returncode}"
-        return ExportFailed(source=source, reason=f"{self.name} does not take it ({reason[:300]})")
+        run_program(program, folder, job, name=self.name, source=source, python=self._ensure(progress))
 
     def _ensure(self, progress: Progress) -> Path:
         """Return the Python of the environment, made by whoever comes first."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,6 +23,7 @@ from forwardpass.convert.converting import (
     source_name,
     with_recipe,
 )
+from forwardpass.convert.limits import axis_limits, within_limits
 from forwardpass.convert.parity import BATCH_SIZES, check_parity, named_axis_calls, shape_grid
 from forwardpass.convert.shapes import SeenShapes, Shape, true_outputs
 from forwardpass.convert.values import Conversion, TorchSource
@@ -36,6 +37,7 @@ from forwardpass.runtimes import RuntimeOptions, open_runtime
 if TYPE_CHECKING:
     from torch import nn
 
+    from forwardpass.convert.executorch import Backend, ExecutorchJob
     from forwardpass.runtimes.torch import TorchRuntime
 
 __all__ = ["TARGETS", "convert"]
@@ -47,11 +49,13 @@ TARGETS = (
     Format.TORCHSCRIPT,
     Format.OPENVINO,
     Format.LITERT,
+    Format.EXECUTORCH,
 )
 """What can be converted to."""
 
-FROM_TORCH = (Format.PT2, Format.TORCHSCRIPT)
-PRECISIONS = {Format.LITERT: (Precision.FP32, Precision.INT8_DYNAMIC, Precision.INT8_STATIC)}
+FROM_TORCH = (Format.PT2, Format.TORCHSCRIPT, Format.EXECUTORCH)
+_EIGHT_BITS = (Precision.FP32, Precision.INT8_DYNAMIC, Precision.INT8_STATIC)
+PRECISIONS = {Format.LITERT: _EIGHT_BITS, Format.EXECUTORCH: _EIGHT_BITS}
 """What each target can be made in; FP32 alone, where it is not named."""
 QUANTISED_TOLERANCE = 0.1
 """Relative. 8 bits cost tiny networks up to a few percent; a file that is broken is off by 0.5 and more."""
@@ -67,13 +71,15 @@ def convert(
     opset: int | None = None,
     axes: DynamicAxes | None = None,
     precision: Precision = Precision.FP32,
+    max_sizes: Mapping[str, int] | None = None,
     tolerance: float | None = None,
     progress: Progress,
 ) -> Conversion:
     """Write `source` in the format `to` at `out`, if it then answers like the source over a grid of shapes.
 
     PyTorch's own forms come from the module, all others from an ONNX file that is proved first, and is not kept. A
-    `precision` other than FP32 is for LiteRT; `optimize` is where ONNX gets its 8 bits.
+    `precision` other than FP32 is for LiteRT and ExecuTorch; `optimize` is where ONNX gets its 8 bits. `max_sizes` says
+    how long the dynamic axes may get, by their names, for ExecuTorch, which plans its memory beforehand.
 
     Raises:
         ConversionError: it cannot be converted, or the result does not run or answer the same at some shape.
@@ -81,7 +87,7 @@ def convert(
         MissingExtra: the library of the format is not installed.
         StorageFailed: `out` cannot be written.
     """
-    _check_target(out, to, precision)
+    _check_target(out, to, precision, max_sizes or {})
     tolerance = tolerance or (PARITY_TOLERANCE if precision is Precision.FP32 else QUANTISED_TOLERANCE)
     if to is Format.ONNX:
         return convert_to_onnx(source, samples, out=out, opset=opset, axes=axes, tolerance=tolerance, progress=progress)
@@ -95,15 +101,21 @@ def convert(
             tolerance=tolerance,
             progress=progress,
         )
-        conversion = _from_torch(source, to, job) if to in FROM_TORCH else _from_onnx(source, to, job, precision)
+        if to is Format.EXECUTORCH:
+            conversion = _to_executorch(source, job, precision, max_sizes or {})
+        else:
+            conversion = _from_torch(source, to, job) if to in FROM_TORCH else _from_onnx(source, to, job, precision)
     return with_recipe(conversion, out)
 
 
-def _check_target(out: Path, to: Format, precision: Precision) -> None:
+def _check_target(out: Path, to: Format, precision: Precision, max_sizes: Mapping[str, int]) -> None:
     """Refuse a name that would be taken for another format later, and a precision that the format is not made in."""
     if precision not in PRECISIONS.get(to, (Precision.FP32,)):
         expected = f"{Precision.FP32.value}: 'forwardpass optimize' makes ONNX files of other precisions"
         raise InvalidOption(option="--precision", value=precision.value, expected=expected)
+    for label, size in max_sizes.items() if to is not Format.EXECUTORCH else ():
+        expected = f"it with --to executorch only: {to.value} takes any size"
+        raise InvalidOption(option="--max-size", value=f"{label}={size}", expected=expected)
     suffix = SUFFIXES[to]
     if to is not Format.ONNX and out.suffix != suffix:
         raise InvalidOption(option="--out", value=str(out), expected=f"a name that ends with {suffix}, for {to.value}")
@@ -113,10 +125,7 @@ def _check_target(out: Path, to: Format, precision: Precision) -> None:
 
 
 def _from_torch(source: TorchSource | nn.Module | Path, to: Format, job: Job) -> Conversion:
-    if isinstance(source, Path):
-        expected = f"a PyTorch source: nothing turns an ONNX file into {to.value}"
-        raise InvalidOption(option="MODEL", value=str(source), expected=expected)
-    runtime = open_source(source)
+    runtime = _opened(source, to)
     samples = fitting_samples(runtime, job.samples, job.name)
     axes = dynamic_axes(samples, job.axes)
     calls = [*shape_grid(samples), *named_axis_calls(runtime, samples, job.axes, name=job.name)]
@@ -125,6 +134,13 @@ def _from_torch(source: TorchSource | nn.Module | Path, to: Format, job: Job) ->
     _write_from_torch(runtime, to, example_call(samples), axes, signature, job)
     conversion = _checked(runtime, calls, to, job, exporter=_exporter(to), signature=signature)
     return replace(conversion, notes=(LEGACY_NOTE,)) if to is Format.TORCHSCRIPT else conversion
+
+
+def _opened(source: TorchSource | nn.Module | Path, to: Format) -> TorchRuntime:
+    if isinstance(source, Path):
+        expected = f"a PyTorch source: nothing turns an ONNX file into {to.value}"
+        raise InvalidOption(option="MODEL", value=str(source), expected=expected)
+    return open_source(source)
 
 
 def _exporter(to: Format) -> str:
@@ -176,6 +192,76 @@ def _sizes(tensors: dict[str, Array]) -> dict[str, tuple[int, ...]]:
 def _with_outputs(signature: Signature, shapes: dict[str, Shape]) -> Signature:
     outputs = tuple(replace(spec, shape=shapes.get(spec.name, spec.shape)) for spec in signature.outputs)
     return replace(signature, outputs=outputs)
+
+
+# --- ExecuTorch ----------------------------------------------------------------------------------------------------
+
+
+def _to_executorch(
+    source: TorchSource | nn.Module | Path, job: Job, precision: Precision, max_sizes: Mapping[str, int]
+) -> Conversion:
+    """Let XNNPACK compute, or in full precision, if that fails or answers differently, ExecuTorch's own kernels."""
+    from forwardpass.convert.executorch import Backend, ExecutorchJob, check_installed
+
+    runtime = _opened(source, Format.EXECUTORCH)
+    check_installed()
+    samples = fitting_samples(runtime, job.samples, job.name)
+    axes = dynamic_axes(samples, job.axes)
+    limits = axis_limits(samples, axes, max_sizes)
+    calls = (*shape_grid(samples), *named_axis_calls(runtime, samples, job.axes, name=job.name))
+    example = example_call(samples)
+    work = ExecutorchJob(
+        module=runtime.module,
+        example=example,
+        axes=axes,
+        limits=limits,
+        signature=_signature(runtime, samples, axes),
+        precision=precision,
+        samples=samples,
+        name=job.name,
+    )
+    fitting = tuple(within_limits(calls, axes, limits))
+    failures: list[ConversionError] = []
+    for backend in Backend if precision is Precision.FP32 else (Backend.XNNPACK,):
+        job.progress(f"writing executorch for {backend.value}", done=0.3)
+        try:
+            return _with_executorch(runtime, work, fitting, job, backend=backend, failures=failures)
+        except DataDependentControlFlow:
+            raise
+        except ConversionError as failure:
+            failures.append(failure)
+    raise failures[0]
+
+
+def _with_executorch(
+    runtime: TorchRuntime,
+    work: ExecutorchJob,
+    calls: tuple[dict[str, Array], ...],
+    job: Job,
+    *,
+    backend: Backend,
+    failures: list[ConversionError],
+) -> Conversion:
+    from forwardpass.convert.executorch import check_limits, save_executorch
+    from forwardpass.runtimes.executorch import ExecutorchRuntime
+
+    signature = save_executorch(work, job.out, backend=backend)
+    check_limits(ExecutorchRuntime(str(job.out), options=RuntimeOptions()).limits, work.limits, name=job.name)
+    conversion = _checked(
+        runtime,
+        calls,
+        Format.EXECUTORCH,
+        job,
+        exporter=f"torch.export + executorch ({backend.value})",
+        signature=signature,
+    )
+    sizes = ", ".join(f"{label} {size}" for label, size in work.limits.items())
+    notes = (
+        f"Memory is planned for at most: {sizes}. --max-size NAME=SIZE plans for more.",
+        *(f"XNNPACK was not used: {failure}" for failure in failures),
+    )
+    name = f"{Format.EXECUTORCH.value}-{work.precision.value}"
+    return replace(conversion, variant=replace(conversion.variant, name=name, precision=work.precision), notes=notes)
 
 
 # --- forms that come from ONNX -------------------------------------------------------------------------------------

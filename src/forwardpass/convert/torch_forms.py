@@ -19,15 +19,24 @@ __all__ = ["check_axes", "save_program", "save_script", "traced_program"]
 
 
 def traced_program(
-    module: nn.Module, example: Mapping[str, Array], axes: DynamicAxes, *, name: str
+    module: nn.Module,
+    example: Mapping[str, Array],
+    axes: DynamicAxes,
+    *,
+    name: str,
+    limits: Mapping[str, int] | None = None,
 ) -> torch.export.ExportedProgram:
-    """Trace `module` with `torch.export`, the axes that have names being dynamic.
+    """Trace `module` with `torch.export`, the axes that have names being dynamic, up to `limits` where it names them.
 
     Raises:
         ExportFailed: it cannot be traced; control flow that depends on values names its line.
     """
-    dynamic = torch.export.Dim.AUTO
-    shapes = {tensor: dict.fromkeys(names, dynamic) for tensor, names in axes.items()}
+    limits = limits or {}
+    dynamic: Any = torch.export.Dim.AUTO
+    shapes = {
+        tensor: {axis: dynamic(max=limits[label]) if label in limits else dynamic for axis, label in names.items()}
+        for tensor, names in axes.items()
+    }
     try:
         with quiet(), torch.no_grad():
             return torch.export.export(module, (), kwargs=_tensors(example), dynamic_shapes=shapes)

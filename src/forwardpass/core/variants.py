@@ -23,6 +23,8 @@ class Format(StrEnum):
     OPENVINO = "openvino"
     LITERT = "litert"
     """LiteRT, the former TensorFlow Lite."""
+    EXECUTORCH = "executorch"
+    """A program of ExecuTorch, PyTorch's runtime for devices."""
 
 
 SUFFIXES = {
@@ -32,6 +34,7 @@ SUFFIXES = {
     Format.PT2: ".pt2",
     Format.OPENVINO: ".xml",
     Format.LITERT: ".tflite",
+    Format.EXECUTORCH: ".pte",
 }
 """How the files of a format are called."""
 

@@ -18,10 +18,11 @@ _RUNTIMES = {
     Format.PT2: ("torch_files", "ExportedRuntime"),
     Format.OPENVINO: ("openvino", "OpenvinoRuntime"),
     Format.LITERT: ("litert", "LitertRuntime"),
+    Format.EXECUTORCH: ("executorch", "ExecutorchRuntime"),
 }
 """Module and class of the runtime that runs the files of a format."""
 
-_PACKAGES = ("onnxruntime", "torch", "openvino", "ai-edge-litert")
+_PACKAGES = ("onnxruntime", "torch", "openvino", "ai-edge-litert", "executorch")
 
 
 class _OpensFiles(Protocol):

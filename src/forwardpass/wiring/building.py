@@ -105,15 +105,17 @@ def convert_model(
     opset: int | None = None,
     axes: Mapping[str, Mapping[int, str]] | None = None,
     precision: str = "fp32",
+    max_sizes: Mapping[str, int] | None = None,
     tolerance: float | None = None,
     trust_pickle: bool = False,
     progress: Progress = no_progress,
 ) -> Conversion:
     """Convert a PyTorch source or an ONNX file to another form at `out`, kept only if it answers like its source.
 
-    `to` is `onnx`, `ort`, `pt2` (torch.export), `torchscript` (legacy), `openvino` or `litert`; `precision` is `fp32`,
-    and for LiteRT also `int8-dynamic` or `int8-static`. `tolerance` is the greatest relative error of an output, by
-    default 1e-4, and 0.1 in 8 bits.
+    `to` is `onnx`, `ort`, `pt2` (torch.export), `torchscript` (legacy), `openvino`, `litert` or `executorch`;
+    `precision` is `fp32`, and for LiteRT and ExecuTorch also `int8-dynamic` or `int8-static`. `max_sizes` says how long
+    dynamic axes may get, for ExecuTorch: `{"batch": 64, "sequence": 512}`. `tolerance` is the greatest relative error
+    of an output, by default 1e-4, and 0.1 in 8 bits.
 
     `axes` names dynamic axes whose size is the same in all samples: `{"pixels": {2: "height"}}`. The result is run at
     other sizes of them, too.
@@ -143,6 +145,7 @@ def convert_model(
             opset=opset,
             axes=axes,
             precision=_precision(precision),
+            max_sizes=max_sizes,
             tolerance=tolerance,
             progress=progress,
         )
