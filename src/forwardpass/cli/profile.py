@@ -19,7 +19,7 @@ from forwardpass.cli.progress import shown_progress
 from forwardpass.cli.rendering import echo_json, echo_table, heading
 from forwardpass.core.operators import OperatorBreakdown
 from forwardpass.errors import InvalidOption
-from forwardpass.profile import InvarianceVerdict, VariantProfile, speedup
+from forwardpass.profile import InvarianceVerdict, StartStudy, StartTrial, VariantProfile, speedup
 from forwardpass.report.format import format_bytes, format_measurement, format_ratio, format_seconds
 from forwardpass.report.writing import write_text
 
@@ -89,6 +89,8 @@ def command(
         thread_counts=comma_separated_counts("--threads", threads),
     )
     settings = settings.with_operators(QUICK_TRACE_S if quick else TRACE_S)
+    if not quick:
+        settings = settings.with_start_trials()
     if audit == "full":
         settings = settings.with_full_audit()
     with shown_progress() as progress:
@@ -161,6 +163,38 @@ def _echo_profile(profile: VariantProfile) -> None:
             *_same_answer_rows(profile.invariance),
         ]
     )
+    if profile.starts is not None:
+        _echo_starts(profile.starts)
+    else:
+        click.echo("how to cut the cold start is measured without --quick")
+
+
+def _echo_starts(found: StartStudy) -> None:
+    """Print the ways to a shorter cold start, the one that saves most first, and which to take."""
+    click.echo(f"\nhow to cut the cold start (first import to first answer: {format_measurement(found.as_it_is_s)})")
+    rows = [_start_row(trial) for trial in found.ordered]
+    echo_table(rows, header=("  way", "takes", "saves", "a call then", "answers", ""), right=(1, 2, 3))
+    for trial in found.ordered:
+        if trial.failure:
+            click.echo(f"  {trial.what}: {trial.failure}")
+    best = found.best
+    if best is not None:
+        click.echo(f"  take: {best.what}: {best.how}")
+    if found.note:
+        click.echo(f"  {found.note}")
+
+
+def _start_row(trial: StartTrial) -> list[str]:
+    if trial.own_s is None or trial.saved_s is None or trial.slowdown is None:
+        return [f"  {trial.what}", "", "", "", "", trial.advice.value]
+    return [
+        f"  {trial.what}",
+        format_measurement(trial.own_s),
+        format_measurement(trial.saved_s),
+        f"{format_ratio(trial.slowdown.value)} as long",
+        "same bytes" if trial.is_same_answer else "other bytes",
+        trial.advice.value,
+    ]
 
 
 def _echo_comparison(baseline: VariantProfile, others: Sequence[VariantProfile]) -> None:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         speedup,
     )
     from forwardpass.profile.settings import ProfileSettings
+    from forwardpass.profile.starts import StartAdvice, StartStudy, StartTrial
 
 _HOMES = {
     "AnswerDigest": "audits",
@@ -33,6 +34,9 @@ _HOMES = {
     "PaddingFinding": "audits",
     "ProfileSettings": "settings",
     "SkippedCell": "profiles",
+    "StartAdvice": "starts",
+    "StartStudy": "starts",
+    "StartTrial": "starts",
     "VariantProfile": "profiles",
     "audit_invariance": "invariance",
     "audit_variants": "measuring",
@@ -51,6 +55,9 @@ __all__ = [
     "PaddingFinding",
     "ProfileSettings",
     "SkippedCell",
+    "StartAdvice",
+    "StartStudy",
+    "StartTrial",
     "VariantProfile",
     "audit_invariance",
     "audit_variants",

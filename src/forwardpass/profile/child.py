@@ -214,7 +214,7 @@ def _import_runtime(command: Open) -> None:
 def _open_runtime(command: Open) -> Runtime:
     from forwardpass.runtimes import RuntimeOptions, open_runtime
 
-    options = RuntimeOptions(num_threads=command.num_threads)
+    options = RuntimeOptions(num_threads=command.num_threads, packs_weights=command.packs_weights)
     return open_runtime(command.format, command.location, weights=command.weights, options=options)
 
 

@@ -2,14 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+
+from markupsafe import Markup
 
 from forwardpass.profile.profiles import VariantProfile
+from forwardpass.profile.starts import StartAdvice, StartTrial
 from forwardpass.report.charts import Bar, BarPart, Point, Series, line_chart, stacked_bars
-from forwardpass.report.format import format_bytes, format_measurement, format_seconds
-from forwardpass.report.page import Figure, Section, render_figures
+from forwardpass.report.format import format_bytes, format_measurement, format_ratio, format_seconds
+from forwardpass.report.page import (
+    Column,
+    Figure,
+    RowGroup,
+    Section,
+    State,
+    render_figures,
+    render_measurement,
+    render_notes,
+    render_state,
+    render_table,
+)
 
 __all__ = ["footprint_section"]
+
+_ADVICE_STATES = {
+    StartAdvice.TAKE: State.GOOD,
+    StartAdvice.OTHER_ANSWERS: State.BAD,
+    StartAdvice.FAILED: State.BAD,
+    StartAdvice.SLOWER_CALLS: State.WARN,
+    StartAdvice.LOSS: State.WARN,
+}
+_STARTS_METHOD = (
+    "Each way ran in fresh processes in turns with the variant as it is; what it saves is the median over pairs. To be "
+    "taken is what surely saves, answers the same bytes, and has calls that are not surely a tenth longer."
+)
 
 
 def footprint_section(profiles: Sequence[VariantProfile]) -> Section:
@@ -18,8 +44,48 @@ def footprint_section(profiles: Sequence[VariantProfile]) -> Section:
     return Section(
         title="Cold start and memory",
         lead="What a new replica costs before it earns anything: the model's own share is blue.",
-        parts=(render_figures([_cold_start_figure(profiles), _memory_figure(profiles), *over_time]),),
+        parts=(
+            render_figures([_cold_start_figure(profiles), _memory_figure(profiles), *over_time]),
+            *_starts_parts(profiles),
+        ),
     )
+
+
+def _starts_parts(profiles: Sequence[VariantProfile]) -> Iterator[Markup]:
+    """Yield what shortens the cold start, where that was tried."""
+    groups, notes = [], []
+    for profile in profiles:
+        if profile.starts is None:
+            continue
+        as_it_is = format_measurement(profile.starts.as_it_is_s)
+        rows = [_start_row(trial) for trial in profile.starts.ordered]
+        groups.append(RowGroup(title=f"{profile.variant} · first import to first answer {as_it_is}", rows=rows))
+        if profile.starts.note:
+            notes.append(f"{profile.variant}: {profile.starts.note}")
+    if not groups:
+        return
+    numbers = ("Takes", "Saves", "A call afterwards")
+    columns = [Column(title="How to cut the cold start", kind="wrap")]
+    columns += [*(Column(title=it, kind="number") for it in numbers), Column(title="Answers"), Column(title="")]
+    yield render_table([*columns, Column(title="How", kind="wrap")], groups, name="How to cut the cold start")
+    yield render_notes([*notes, _STARTS_METHOD])
+
+
+def _start_row(trial: StartTrial) -> list[str | Markup]:
+    advice = render_state(trial.advice.value, _ADVICE_STATES.get(trial.advice, State.PLAIN))
+    if trial.own_s is None or trial.saved_s is None or trial.slowdown is None:
+        return [trial.what, "", "", "", "", advice, trial.failure]
+    same = "same bytes" if trial.is_same_answer else "other bytes"
+    slowdown = f"{format_ratio(trial.slowdown.value)} as long"
+    return [
+        trial.what,
+        render_measurement(trial.own_s),
+        render_measurement(trial.saved_s),
+        slowdown,
+        same,
+        advice,
+        trial.how,
+    ]
 
 
 def _rss_of(profile: VariantProfile) -> list[int]:

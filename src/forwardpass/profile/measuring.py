@@ -55,6 +55,8 @@ from forwardpass.profile.protocol import (
     Traced,
 )
 from forwardpass.profile.settings import ProfileSettings
+from forwardpass.profile.starting import study_starts
+from forwardpass.profile.starts import StartStudy
 from forwardpass.report.format import format_number_of
 
 __all__ = ["audit_variants", "profile_variants", "purpose_of"]
@@ -84,6 +86,7 @@ def profile_variants(
         _compare_threads(session)
         _trace(session)
         _measure_cold_starts(session)
+        _study_starts(session)
         row_size = _row_size(calls[min(calls)])
         return tuple(_profile_of(record, row_size) for record in session.records.values())
 
@@ -161,6 +164,7 @@ class _Record:
     fresh: list[list[AnswerDigest]] = field(default_factory=list)
     cold_starts: list[tuple[float, Opened]] = field(default_factory=list)
     operators: list[OperatorBreakdown] = field(default_factory=list)
+    starts: StartStudy | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -286,6 +290,24 @@ def _start_cold(session: _Session, record: _Record, num_threads: int) -> tuple[f
         return total_s, opened
 
 
+def _study_starts(session: _Session) -> None:
+    """Try what shortens the cold start of each variant, if that is asked for."""
+    if not session.settings.num_start_trials:
+        return
+    num_threads = session.settings.thread_counts[0]
+    for record in session.records.values():
+        first = next(iter(record.audits.values()))
+        session.progress.name(f"ways to start {record.variant.name} sooner")
+        record.starts = study_starts(
+            session.opening(record, num_threads),
+            purpose=purpose_of(record.variant),
+            batch_sizes=[digest.batch_size for digest in first.digests],
+            call_s=record.cells[0].p50_s.value,
+            settings=session.settings,
+            name_step=session.progress.name,
+        )
+
+
 # --- operators ------------------------------------------------------------------------------------------------------
 
 
@@ -359,6 +381,7 @@ def _profile_of(record: _Record, row_size: int) -> VariantProfile:
         invariance=_verdict_of(record),
         row_size=row_size,
         operators=tuple(record.operators),
+        starts=record.starts,
     )
 
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
@@ -31,8 +32,9 @@ _decoder = msgspec.json.Decoder(Answer)
 class ChildProcess:
     """Starts the child when entered; whatever happens, it is gone when left."""
 
-    def __init__(self, *, purpose: str, max_wait_s: float) -> None:
+    def __init__(self, *, purpose: str, max_wait_s: float, environment: Mapping[str, str] | None = None) -> None:
         self._purpose = purpose
+        self._environment = environment or {}
         self._max_wait_s = max_wait_s
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115  # closed on leaving
         self._pending = b""
@@ -45,7 +47,7 @@ class ChildProcess:
             stdout=subprocess.PIPE,
             stderr=self._stderr,
             bufsize=0,
-            env=child_environment(),
+            env={**child_environment(), **self._environment},
         )
         return self
 

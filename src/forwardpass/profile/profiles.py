@@ -14,6 +14,7 @@ from forwardpass.core.statistics import bootstrap_interval, measure_median, meas
 from forwardpass.core.variants import BatchInvariance
 from forwardpass.errors import InvalidOption
 from forwardpass.profile.audits import InvarianceVerdict
+from forwardpass.profile.starts import StartStudy
 
 __all__ = [
     "Cell",
@@ -102,6 +103,8 @@ class VariantProfile:
     """Elements of one row over all inputs, in the median call; 0 where nobody noted it."""
     operators: tuple[OperatorBreakdown, ...] = ()
     """Where the time goes, for the smallest and the largest batch size; empty if that was not asked, or not told."""
+    starts: StartStudy | None = None
+    """What shortens the cold start; None if that was not asked."""
 
     @property
     def thread_counts(self) -> tuple[int, ...]:

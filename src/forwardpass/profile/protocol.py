@@ -38,6 +38,7 @@ class Open(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """The path of an `.npz` for each batch size, its arrays named `<call>:<tensor>`, the smallest call first."""
     first_call: int
     """Which call of the smallest batch size is run first."""
+    packs_weights: bool = True
 
 
 class Round(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="round"):

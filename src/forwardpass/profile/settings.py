@@ -47,6 +47,10 @@ class ProfileSettings:
     """For the full audit of each variant that goes into a bundle; with 0, the verdict of the search stays."""
     trace_s: float = 0.0
     """For finding out in which operators of a variant the time goes; 0 to leave that out."""
+    num_start_trials: int = 0
+    """How often each way to cut the cold start is tried, in turns with the variant as it is; 0 to leave that out."""
+    start_trials_budget_s: float = 45.0
+    """For the trials of one variant; each is done three times at least."""
     max_wait_s: float = 300.0
     """A child that gives no answer for so long has failed."""
 
@@ -57,6 +61,10 @@ class ProfileSettings:
     def with_operators(self, trace_s: float = 1.0) -> ProfileSettings:
         """Return the same settings with time to see where the time goes."""
         return replace(self, trace_s=trace_s)
+
+    def with_start_trials(self, num_start_trials: int = 7) -> ProfileSettings:
+        """Return the same settings with trials of how to cut the cold start."""
+        return replace(self, num_start_trials=num_start_trials)
 
     @classmethod
     def quick(cls) -> ProfileSettings:

@@ -10,10 +10,11 @@ import onnxruntime as ort
 
 from forwardpass.core.strings import as_strings, strings_array
 from forwardpass.core.tensors import BATCH_AXIS, Array, Dimension, Signature, Tensors, TensorSpec
+from forwardpass.core.variants import SUFFIXES, Format
 from forwardpass.errors import InvalidModel, SourceNotFound, TensorMismatch
 from forwardpass.runtimes.options import RuntimeOptions
 
-__all__ = ["OnnxRuntime", "save_optimised", "save_ort", "session_options"]
+__all__ = ["OnnxRuntime", "save_mapped", "save_optimised", "save_ort", "session_options"]
 
 _DTYPES = {
     "tensor(float)": "float32",
@@ -31,9 +32,17 @@ _DTYPES = {
     "tensor(string)": "object",
 }
 _LEVELS = {
+    "none": ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
     "basic": ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
     "extended": ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
+    "all": ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
 }
+_MAPPED_IN_PLACE = ("session.use_memory_mapped_ort_model", "session.use_ort_model_bytes_for_initializers")
+"""ONNX Runtime's own format is used where it lies on the disk: nothing is parsed, no weight is copied. Giving it the
+bytes of such a file with `session.use_ort_model_bytes_directly` would do the same, but its Python binding frees them
+right after loading (1.32: the first call ends the process)."""
+MIN_MAPPED_BYTES = 1024
+"""Smaller weights stay in the graph, as exporters keep them: a page of the disk each would not pay."""
 _LOG_NOTHING = 4
 """What goes wrong is raised; the log would repeat it with values of the input, which belong to a client."""
 _OUT_OF_MEMORY = ("Failed to allocate memory", "Available memory of", "bad_alloc", "bad allocation")
@@ -49,6 +58,8 @@ def session_options(options: RuntimeOptions) -> ort.SessionOptions:
     settings.inter_op_num_threads = 1
     settings.log_severity_level = _LOG_NOTHING
     settings.add_session_config_entry("session.intra_op.allow_spinning", "1" if options.allow_spinning else "0")
+    if not options.packs_weights:
+        settings.add_session_config_entry("session.disable_prepacking", "1")
     return settings
 
 
@@ -61,7 +72,11 @@ class OnnxRuntime:
     def __init__(self, path: str, *, options: RuntimeOptions) -> None:
         if not Path(path).is_file():
             raise SourceNotFound(path=path, expected="an ONNX file")
-        self._start(_session(path, session_options(options), path), path)
+        settings = session_options(options)
+        if Path(path).suffix.lower() == SUFFIXES[Format.ORT]:
+            for key in _MAPPED_IN_PLACE:
+                settings.add_session_config_entry(key, "1")
+        self._start(_session(path, settings, path), path)
 
     @classmethod
     def from_bytes(cls, model: bytes, *, options: RuntimeOptions) -> OnnxRuntime:
@@ -110,15 +125,39 @@ def save_optimised(source: Path, target: Path, *, level: Literal["basic", "exten
     _session(str(source), settings, str(source))
 
 
-def save_ort(source: Path, target: Path) -> None:
+def save_mapped(source: Path, target: Path, *, level: Literal["none", "extended"]) -> bool:
+    """Save the graph of `source` with its weights in a file beside it, which a process maps and does not read.
+
+    The second file is named after `target`, with `.data` behind. Returns whether there is one: small weights stay in
+    the graph.
+
+    Raises:
+        InvalidModel: the runtime cannot load it.
+    """
+    outside = target.with_name(f"{target.name}.data")
+    settings = session_options(RuntimeOptions())
+    settings.graph_optimization_level = _LEVELS[level]
+    settings.optimized_model_filepath = str(target)
+    settings.add_session_config_entry("session.optimized_model_external_initializers_file_name", outside.name)
+    settings.add_session_config_entry(
+        "session.optimized_model_external_initializers_min_size_in_bytes", str(MIN_MAPPED_BYTES)
+    )
+    _session(str(source), settings, str(source))
+    return outside.is_file() and outside.stat().st_size > 0
+
+
+def save_ort(source: Path, target: Path, *, for_this_processor: bool = False) -> None:
     """Write the ONNX file `source` in ONNX Runtime's own format, its graph optimised for any processor.
+
+    With `for_this_processor`, convolutions are laid out in blocks as wide as its vectors: on one with others, the file
+    must not be run.
 
     Raises:
         InvalidModel: the runtime cannot load it.
     """
     settings = session_options(RuntimeOptions())
-    # Above this level the graph would be laid out for the processor that this runs on.
-    settings.graph_optimization_level = _LEVELS["extended"]
+    # Above this level the graph is laid out for the processor that this runs on.
+    settings.graph_optimization_level = _LEVELS["all" if for_this_processor else "extended"]
     settings.optimized_model_filepath = str(target)
     settings.add_session_config_entry("session.save_model_format", "ORT")
     _session(str(source), settings, str(source))
