@@ -7,7 +7,9 @@ STAMP := .venv/.installed
 setup: $(STAMP)
 
 # torch comes first and by itself, so that the pinned build is the one that everything after it finds.
-$(STAMP): pyproject.toml constraints.txt
+NATIVE := hatch_build.py $(addprefix src/forwardpass/serve/native/,_front.pyx wire.hpp)
+
+$(STAMP): pyproject.toml constraints.txt $(NATIVE)
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt torch
 	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[demo,dev]'

@@ -21,7 +21,8 @@ import uvloop
 
 from forwardpass.bundle import read_name
 from forwardpass.core.tensors import Array
-from forwardpass.serve import ModelConfig, ModelSettings, PipelineConfig, ServeConfig, Server, ServeSettings
+from forwardpass.serve import Front, ModelConfig, ModelSettings, PipelineConfig, ServeConfig, Server, ServeSettings
+from forwardpass.serve.native import is_available
 
 PATIENCE_S = 60.0
 
@@ -92,6 +93,10 @@ def ask(
     response = client.getresponse()
     lowered = {name.lower(): value for name, value in response.getheaders()}
     return Answer(status=response.status, headers=lowered, body=response.read())
+
+
+FRONTS = [Front.AUTO, Front.PYTHON] if is_available() else [Front.PYTHON]
+"""What tests of the protocol are run with."""
 
 
 def serve_settings(**changes: Any) -> ServeSettings:

@@ -116,9 +116,9 @@ def test_what_is_urgent_overtakes(bundle: Path) -> None:
         dispatcher = running.server.repository.models["mlp"].default._dispatcher
         start = dispatcher._start
 
-        def note(lane: Any, batch: Any) -> None:
+        def note(lane: Any, batch: Any, place: Any) -> None:
             started.append(batch.tickets[0].priority)
-            start(lane, batch)
+            start(lane, batch, place)
 
         dispatcher._start = note  # type: ignore[method-assign]
         with running.frozen_worker():

@@ -24,7 +24,9 @@ from forwardpass.core.tensors import Array
 from forwardpass.core.variants import BatchInvariance, Format, Precision, Variant
 from forwardpass.errors import AddressInUse, ModelNotServed
 from forwardpass.predict import PackingList, VariantToPack, pack_bundle
+from forwardpass.serve import Front
 from tests.e2e.serving import (
+    FRONTS,
     Answer,
     Background,
     RunningServer,
@@ -59,9 +61,15 @@ def embedding_bundle(folder: Path) -> Path:
     return write_bundle(folder / "ids", write_embedding(folder / "ids.onnx"), [ids(1, 2, 3)], name="ids")
 
 
+@pytest.fixture(scope="module", params=FRONTS)
+def front(request: pytest.FixtureRequest) -> Front:
+    """Both fronts keep the same promises."""
+    return Front(request.param)
+
+
 @pytest.fixture(scope="module")
-def served(bundle: Path) -> Iterator[RunningServer]:
-    with serving(bundle) as running:
+def served(bundle: Path, front: Front) -> Iterator[RunningServer]:
+    with serving(bundle, serve_settings(front=front)) as running:
         yield running
 
 
@@ -268,9 +276,9 @@ def test_a_header_without_an_end_is_cut(served: RunningServer) -> None:
         assert read_answers(client, 1)[0].status == 431
 
 
-def test_a_body_over_the_limit_is_refused_announced_or_not(bundle: Path) -> None:
+def test_a_body_over_the_limit_is_refused_announced_or_not(bundle: Path, front: Front) -> None:
     sentence = "The request body is larger than the limit of 1000 bytes."
-    with serving(bundle, serve_settings(max_body_bytes=1000)) as running:
+    with serving(bundle, serve_settings(front=front, max_body_bytes=1000)) as running:
         announced = running.ask("POST", INFER, b"x" * 3_000_000)
         assert (announced.status, error(announced)) == (413, sentence)
         with running.connect() as client:
@@ -372,8 +380,8 @@ def test_a_client_of_http_1_0_is_answered_and_hung_up_on(served: RunningServer) 
         assert read_to_the_end(client).endswith(b'\r\n\r\n{"live":true}')
 
 
-def test_connections_beyond_the_limit_are_refused_until_one_is_free(bundle: Path) -> None:
-    with serving(bundle, serve_settings(max_connections=2)) as running:
+def test_connections_beyond_the_limit_are_refused_until_one_is_free(bundle: Path, front: Front) -> None:
+    with serving(bundle, serve_settings(front=front, max_connections=2)) as running:
         with running.connect() as one, running.connect() as two:
             for client in (one, two):
                 client.sendall(b"GET /v2/health/live HTTP/1.1\r\n\r\n")
@@ -384,9 +392,9 @@ def test_connections_beyond_the_limit_are_refused_until_one_is_free(bundle: Path
 
 
 @pytest.mark.parametrize("start", [b"POST ", b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 1000\r\n\r\n"])
-def test_a_client_that_drips_is_cut_while_others_are_answered(bundle: Path, start: bytes) -> None:
+def test_a_client_that_drips_is_cut_while_others_are_answered(bundle: Path, start: bytes, front: Front) -> None:
     with (
-        serving(bundle, serve_settings(header_timeout_s=0.3, body_timeout_s=0.3)) as running,
+        serving(bundle, serve_settings(front=front, header_timeout_s=0.3, body_timeout_s=0.3)) as running,
         running.connect() as slow,
     ):
         slow.sendall(start)
@@ -402,8 +410,8 @@ def test_a_client_that_drips_is_cut_while_others_are_answered(bundle: Path, star
         assert received.endswith(b'{"error":"The request was not received in time."}')
 
 
-def test_a_connection_without_requests_is_closed_after_a_while(bundle: Path) -> None:
-    with serving(bundle, serve_settings(keep_alive_s=0.1)) as running, running.connect() as client:
+def test_a_connection_without_requests_is_closed_after_a_while(bundle: Path, front: Front) -> None:
+    with serving(bundle, serve_settings(front=front, keep_alive_s=0.1)) as running, running.connect() as client:
         client.sendall(b"GET /v2/health/live HTTP/1.1\r\n\r\n")
         assert read_to_the_end(client).endswith(b'{"live":true}')
 
@@ -484,8 +492,8 @@ def test_a_deadline_that_passes_is_told_at_once(
     assert served.ask("POST", INFER, request_for(1)).status == 200
 
 
-def test_a_full_queue_refuses_and_says_when_to_come_back(bundle: Path) -> None:
-    with serving(bundle, serve_settings(max_queue_rows=1)) as running:
+def test_a_full_queue_refuses_and_says_when_to_come_back(bundle: Path, front: Front) -> None:
+    with serving(bundle, serve_settings(front=front, max_queue_rows=1)) as running:
         with running.frozen_worker():
             held = [Background(lambda: running.ask("POST", INFER, request_for(1)))]
             eventually(lambda: running.server.statistics().num_batches == 1)
@@ -534,19 +542,21 @@ def test_a_killed_worker_is_replaced_and_what_it_held_is_run_again(bundle: Path,
         assert running.server.worker_pids[0] != pid
 
 
-def test_a_worker_that_hangs_is_replaced(bundle: Path) -> None:
-    with serving(bundle, serve_settings(hang_s=0.2)) as running:
+def test_a_worker_that_hangs_is_replaced(bundle: Path, front: Front) -> None:
+    with serving(bundle, serve_settings(front=front, hang_s=0.2)) as running:
         pid = running.server.worker_pids[0]
         with running.frozen_worker():
             assert running.ask("POST", INFER, request_for(1)).status == 200
         assert running.server.worker_pids[0] != pid
 
 
-def test_a_request_that_ends_workers_is_not_run_a_third_time_and_its_mates_are_answered(folder: Path) -> None:
+def test_a_request_that_ends_workers_is_not_run_a_third_time_and_its_mates_are_answered(
+    folder: Path, front: Front
+) -> None:
     """The model counts as far as its input says: one request makes it count for years."""
     counting = write_bundle(folder / "count", write_counter(folder / "count.onnx"), [steps(3)], name="count")
     path, poison = "/v2/models/count/infer", infer_body(steps(2**60))
-    with serving(counting, serve_settings(hang_s=0.3)) as running:
+    with serving(counting, serve_settings(front=front, hang_s=0.3)) as running:
         with running.frozen_worker():
             first = Background(lambda: running.ask("POST", path, infer_body(steps(1))))
             eventually(lambda: running.server.statistics().num_batches == 1)
@@ -572,8 +582,8 @@ def test_stopping_while_the_worker_is_dead_is_clean(bundle: Path) -> None:
         eventually(lambda: running.ask("GET", READY).status == 503)
 
 
-def test_what_was_accepted_is_answered_with_an_error_when_the_grace_time_is_over(bundle: Path) -> None:
-    with serving(bundle, serve_settings(grace_s=0.2)) as running, running.frozen_worker():
+def test_what_was_accepted_is_answered_with_an_error_when_the_grace_time_is_over(bundle: Path, front: Front) -> None:
+    with serving(bundle, serve_settings(front=front, grace_s=0.2)) as running, running.frozen_worker():
         held = Background(lambda: running.ask("POST", INFER, request_for(1)))
         eventually(lambda: running.server.statistics().num_batches == 1)
         stopping = threading.Thread(target=running.stop)
@@ -600,8 +610,8 @@ def test_a_golden_mismatch_prevents_the_start(folder: Path) -> None:
     )
 
 
-def test_a_port_in_use_is_told(served: RunningServer, bundle: Path) -> None:
-    with pytest.raises(AddressInUse) as caught, serving(bundle, serve_settings(port=served.port)):
+def test_a_port_in_use_is_told(served: RunningServer, bundle: Path, front: Front) -> None:
+    with pytest.raises(AddressInUse) as caught, serving(bundle, serve_settings(front=front, port=served.port)):
         pass
     assert str(caught.value) == (
         f"Cannot listen on 127.0.0.1:{served.port}: address already in use. Choose another with --host or --port."

@@ -74,6 +74,12 @@ __all__ = ["command"]
     help="Share of the requests to trace; default: all.",
 )
 @click.option(
+    "--front",
+    type=click.Choice(["auto", "python"]),
+    default=None,
+    help="What reads requests: native code where it can, or Python alone; default: auto.",
+)
+@click.option(
     "--log-format", type=click.Choice(["text", "json"]), default="text", show_default=True, help="How to log."
 )
 @click.option("--log-requests", is_flag=True, help="Log a line for every request: route, status and time, no content.")
@@ -84,6 +90,7 @@ def command(
     repository: Path | None,
     slo: str | None,
     same_answer: str | None,
+    front: str | None,
     log_format: str,
     log_requests: bool,
     **options: Any,
@@ -100,7 +107,7 @@ def command(
       curl localhost:8000/v2/models/digits
     """
     from forwardpass.core.slo import Slo
-    from forwardpass.serve import SameAnswer
+    from forwardpass.serve import Front, SameAnswer
     from forwardpass.serve.logs import configure_logs
     from forwardpass.wiring import run_server
 
@@ -110,6 +117,8 @@ def command(
         given["slo"] = Slo.parse(slo)
     if same_answer is not None:
         given["same_answer"] = SameAnswer(same_answer)
+    if front is not None:
+        given["front"] = Front(front)
     if log_requests:
         given["log_requests"] = True
     run_server(bundles, config=config, repository=repository, **given)

@@ -8,7 +8,7 @@ window to set.
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from itertools import islice
@@ -186,6 +186,10 @@ class BatchQueue:
         num_rows = self._padded(ticket.num_rows)
         return Batch(tickets=(ticket,), closed=Closed.ALONE, num_rows=num_rows, row_size=ticket.row_size)
 
+    def curve(self, row_size: int) -> tuple[Sequence[float], Sequence[float]]:
+        """Return what is known of the latency of rows of a size: rows, and seconds for as many."""
+        return self._latency.curve(row_size)
+
     def predict_s(self, batch: Batch) -> float:
         """Predict how long a batch will run."""
         return self._latency.predict_s(batch.num_rows, batch.row_size)
@@ -212,6 +216,11 @@ class BatchQueue:
         self._rows_by_priority.clear()
         self._num_waiting = self._num_rows = 0
         return everything
+
+    @property
+    def num_waiting_rows(self) -> int:
+        """Rows of all that wait."""
+        return self._num_rows
 
     @property
     def earliest_deadline_s(self) -> float | None:

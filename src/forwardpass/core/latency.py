@@ -95,11 +95,12 @@ class LatencyEstimate:
 
     def predict_s(self, num_rows: int, row_size: int = 1) -> float:
         """Predict the time of a batch, on the safe side of the mean; 0 while nothing is known."""
-        size = _bucket(row_size)
-        curve = self._curves.get(size)
-        if curve is None:
-            curve = self._curves[size] = self._curve(size)
-        return curve.at(num_rows)
+        return self._known(row_size).at(num_rows)
+
+    def curve(self, row_size: int = 1) -> tuple[Sequence[float], Sequence[float]]:
+        """Return the points between which is interpolated: rows, and the seconds that as many take."""
+        known = self._known(row_size)
+        return known.rows, known.seconds
 
     def observe(self, num_rows: int, seconds: float, row_size: int = 1) -> None:
         """Take note of a batch that has run."""
@@ -117,6 +118,13 @@ class LatencyEstimate:
             ratio = seconds / max(_from_table(self._table, num_rows, row_size), 1e-9)
             self._bias += SMOOTHING * (min(max(ratio, self._bias / 4), 4 * self._bias) - self._bias)
         self._curves.clear()
+
+    def _known(self, row_size: int) -> _Curve:
+        size = _bucket(row_size)
+        curve = self._curves.get(size)
+        if curve is None:
+            curve = self._curves[size] = self._curve(size)
+        return curve
 
     def _curve(self, size: int) -> _Curve:
         seen = self._seen.get(size) or self._scaled(size)
@@ -168,19 +176,19 @@ class _Seen:
 class _Curve:
     """Seconds by rows: straight lines between points, and beyond the last one as many seconds per row as there."""
 
-    __slots__ = ("_rows", "_seconds")
+    __slots__ = ("rows", "seconds")
 
     def __init__(self, points: Sequence[tuple[float, float]]) -> None:
-        self._rows = [rows for rows, _ in points]
-        self._seconds = [seconds for _, seconds in points]
+        self.rows = [rows for rows, _ in points]
+        self.seconds = [seconds for _, seconds in points]
         for at in range(1, len(points)):  # not slower than smaller batches one after another
-            ratio = self._rows[at] / self._rows[at - 1]
-            self._seconds[at] = min(self._seconds[at], self._seconds[at - 1] * max(ratio, 1.0))
+            ratio = self.rows[at] / self.rows[at - 1]
+            self.seconds[at] = min(self.seconds[at], self.seconds[at - 1] * max(ratio, 1.0))
         for at in range(len(points) - 2, -1, -1):  # not slower than a larger batch
-            self._seconds[at] = min(self._seconds[at], self._seconds[at + 1])
+            self.seconds[at] = min(self.seconds[at], self.seconds[at + 1])
 
     def at(self, num_rows: int) -> float:
-        rows, seconds = self._rows, self._seconds
+        rows, seconds = self.rows, self.seconds
         if not rows:
             return 0.0
         above = bisect_left(rows, num_rows)

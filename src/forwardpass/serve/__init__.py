@@ -13,9 +13,10 @@ if TYPE_CHECKING:
     from forwardpass.serve.models import ModelConfig, Traffic
     from forwardpass.serve.planning import PipelineConfig, StepConfig
     from forwardpass.serve.server import Server, serve
-    from forwardpass.serve.settings import ModelSettings, SameAnswer, ServeSettings
+    from forwardpass.serve.settings import Front, ModelSettings, SameAnswer, ServeSettings
 
 _HOMES = {
+    "Front": "settings",
     "ModelConfig": "models",
     "ModelSettings": "settings",
     "PipelineConfig": "planning",
@@ -31,6 +32,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "Front",
     "ModelConfig",
     "ModelSettings",
     "PipelineConfig",

@@ -142,6 +142,11 @@ class Arena:
         """The size that the other end has to know."""
         return len(self._map)
 
+    @property
+    def memory(self) -> mmap.mmap:
+        """What is mapped now."""
+        return self._map
+
     def follow(self, num_bytes: int) -> None:
         """Map what the other end has made larger.
 
@@ -171,7 +176,7 @@ class Arena:
                 placed = Placed(name, code, shape, offset)
             planned.append((placed, parts))
             offset += -(-size // ALIGNMENT) * ALIGNMENT
-        self._reserve(offset)
+        self.reserve(offset)
         for placed, parts in planned:
             whole = self._bytes_at(placed) if placed.dtype == STRINGS else self.view(placed)
             if len(parts) == 1:
@@ -195,10 +200,15 @@ class Arena:
         with contextlib.suppress(BufferError):
             self._map.close()
 
-    def _reserve(self, num_bytes: int) -> None:
-        if num_bytes <= len(self._map):
-            return
-        size = 1 << (num_bytes - 1).bit_length()
-        if os.fstat(self.descriptor).st_size < size:  # the other end may have made it larger than was mapped here
-            os.ftruncate(self.descriptor, size)
-        self._map = mmap.mmap(self.descriptor, size)
+    def reserve(self, num_bytes: int) -> mmap.mmap:
+        """Make room for so many bytes, and return the memory.
+
+        Raises:
+            OSError: there is not enough memory.
+        """
+        if num_bytes > len(self._map):
+            size = 1 << (num_bytes - 1).bit_length()
+            if os.fstat(self.descriptor).st_size < size:  # the other end may have made it larger than was mapped here
+                os.ftruncate(self.descriptor, size)
+            self._map = mmap.mmap(self.descriptor, size)
+        return self._map

@@ -17,7 +17,7 @@ from forwardpass.serve.control import RollbackBody, TrafficBody
 from forwardpass.serve.models import ModelConfig
 from forwardpass.serve.planning import PipelineConfig, StepConfig
 from forwardpass.serve.repository import MODEL_NAME
-from forwardpass.serve.settings import ModelSettings, SameAnswer, ServeSettings
+from forwardpass.serve.settings import Front, ModelSettings, SameAnswer, ServeSettings
 
 __all__ = ["ServeConfig", "describe_config", "name_of", "read_config"]
 
@@ -81,6 +81,7 @@ class _Server(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     keep_alive: _Seconds | None = None
     otlp: str | None = None
     trace_sample: Annotated[float, msgspec.Meta(ge=0, le=1)] | None = None
+    front: Front | None = None
 
 
 _SETTINGS = {

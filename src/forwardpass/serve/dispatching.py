@@ -7,13 +7,13 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import partial
-from typing import TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 
-from forwardpass.core.batching import Batch, BatchQueue, Ticket
+from forwardpass.core.batching import Batch, BatchQueue, Closed, QueueStatistics, Ticket
 from forwardpass.core.tensors import Array, Signature
 from forwardpass.errors import (
     DeadlineExceeded,
@@ -24,14 +24,14 @@ from forwardpass.errors import (
     RequestError,
     RequestQuarantined,
 )
-from forwardpass.serve.channel import OUT_OF_MEMORY, Done, Failed
+from forwardpass.serve.channel import OUT_OF_MEMORY, Arena, Done, Failed, Placed
 from forwardpass.serve.metrics import ModelMetrics
 from forwardpass.serve.padding import ShapePadding
 from forwardpass.serve.process import WorkerListener, WorkerProcess, WorkerState
 from forwardpass.serve.quarantine import Quarantine
 from forwardpass.serve.timers import call_at
 
-__all__ = ["Answer", "Dispatcher", "Request", "Result"]
+__all__ = ["Answer", "Dispatcher", "Line", "LineBatch", "Request", "Result"]
 
 Result: TypeAlias = dict[str, Array] | RequestError
 Answer: TypeAlias = Callable[[Result], None]
@@ -65,12 +65,69 @@ class Request(Ticket):
         self.is_abandoned = True
 
 
+class LineBatch(Protocol):
+    """Requests of a line that run together; how they are answered is the line's business."""
+
+    @property
+    def num_rows(self) -> int:
+        """Of the requests."""
+
+    @property
+    def num_padded(self) -> int:
+        """With which it runs."""
+
+    @property
+    def closed(self) -> str:
+        """Why it was closed, as in `Closed`."""
+
+
+class Line(Protocol):
+    """Requests that wait outside of the queue, in native code, and run in batches of their own."""
+
+    row_size: int
+
+    def __len__(self) -> int:
+        """How many wait."""
+
+    @property
+    def backlog_s(self) -> float:
+        """How long they will keep the workers busy."""
+
+    def note(self, *, is_open: bool, busy_until_s: float, rows_elsewhere: int, max_batch_rows: int) -> None:
+        """Take over what the line has to know to take a request in: if it may, and what there is beside it."""
+
+    def learn(self, curve: tuple[Sequence[float], Sequence[float]]) -> None:
+        """Take over what is known of the latency."""
+
+    def next_batch(self, now_s: float) -> LineBatch | None:
+        """Return what to run now; those that cannot be in time get their answer."""
+
+    def place(self, batch: Any, arena: Arena) -> tuple[Placed, ...]:
+        """Write the rows of a batch into the arena."""
+
+    def answer(self, batch: Any, arena: Arena, message: Done, *, started_s: float) -> bool:
+        """Answer every request of a batch that has run; return False, and do nothing, if the outputs are unexpected."""
+
+    def release(self, batch: Any) -> list[Request]:
+        """Return what has to be run again, as requests."""
+
+    def drain(self) -> list[Request]:
+        """Take out everything that waits, as requests."""
+
+    def expire(self, now_s: float, batches: Sequence[Any]) -> float | None:
+        """Answer those whose deadline has passed, waiting or running; return the next deadline."""
+
+    def statistics(self) -> tuple[int, int, int, int, int, int, int]:
+        """Return what the line holds and has done, in the order of `QueueStatistics`."""
+
+
 @dataclass(slots=True, eq=False)
 class _Lane:
     """One worker, and the batch that it is running."""
 
     worker: WorkerProcess
     batch: Sequence[Request] = ()
+    line_batch: LineBatch | None = None
     running: Batch = field(default_factory=Batch)
     started_s: float = 0.0
     expected_s: float = 0.0
@@ -79,7 +136,11 @@ class _Lane:
 
     @property
     def is_free(self) -> bool:
-        return not self.batch and self.worker.state is WorkerState.IDLE
+        return not self.is_busy and self.worker.state is WorkerState.IDLE
+
+    @property
+    def is_busy(self) -> bool:
+        return bool(self.batch) or self.line_batch is not None
 
 
 class Dispatcher:
@@ -108,6 +169,29 @@ class Dispatcher:
         self._retries: deque[Request] = deque()
         self._quarantine = Quarantine()
         self._alarm: asyncio.TimerHandle | None = None
+        self._line: Line | None = None
+        self._is_turn_of_line = False
+
+    def add_line(self, line: Line) -> None:
+        """Take batches from `line`, too; where it and the queue have something to run, they take turns."""
+        self._line = line
+        line.learn(self._queue.curve(line.row_size))
+        self._tell_line()
+
+    def on_news(self, deadline_s: float | None) -> None:
+        """The line has new requests, of which the first is of use until `deadline_s`."""
+        if deadline_s is not None:
+            self._set_alarm(deadline_s)
+        self._pump()
+
+    def statistics(self) -> QueueStatistics:
+        """Return what the queue and the line hold and have done."""
+        queue = self._queue.statistics()
+        if self._line is None:
+            return queue
+        names = [field.name for field in fields(QueueStatistics)]
+        of_line = zip(names, self._line.statistics(), strict=True)
+        return QueueStatistics(**{name: getattr(queue, name) + number for name, number in of_line})
 
     def add_worker(self, make: Callable[[WorkerListener], WorkerProcess]) -> WorkerProcess:
         """Take in the worker that `make` makes for the listener that it is given."""
@@ -125,7 +209,8 @@ class Dispatcher:
     @property
     def is_idle(self) -> bool:
         """Whether nothing waits and nothing runs."""
-        return not (self._retries or len(self._queue) or any(lane.batch for lane in self._lanes))
+        waits = self._retries or len(self._queue) or (self._line is not None and len(self._line))
+        return not (waits or any(lane.is_busy for lane in self._lanes))
 
     def submit(self, request: Request) -> None:
         """Queue a request and run it as soon as a worker is free; one that is larger than a batch may be, in parts.
@@ -137,8 +222,11 @@ class Dispatcher:
         now_s = request.arrived_s = self._now_s()
         if self._quarantine and (left_s := self._quarantine.seconds_left(request.tensors, now_s=now_s)):
             raise RequestQuarantined(seconds=left_s)
+        busy_until_s = self._busy_until_s(now_s)
+        if self._line is not None and len(self._line):
+            busy_until_s += self._line.backlog_s
         try:
-            self._queue.admit(request, now_s=now_s, busy_until_s=self._busy_until_s(now_s))
+            self._queue.admit(request, now_s=now_s, busy_until_s=busy_until_s)
         except Overloaded as refusal:
             self._metrics.finished(refusal, 0.0, request.num_rows)
             raise
@@ -149,13 +237,15 @@ class Dispatcher:
 
     def close(self) -> None:
         """Answer whatever is left, with regret."""
-        running = [request for lane in self._lanes for request in lane.batch]
-        for request in (*running, *self._retries, *self._queue.drain()):
+        left = [request for lane in self._lanes for request in self._take_running(lane)]
+        if self._line is not None:
+            self._line.note(is_open=False, busy_until_s=0.0, rows_elsewhere=0, max_batch_rows=1)
+            left += self._line.drain()
+        for request in (*left, *self._retries, *self._queue.drain()):
             assert isinstance(request, Request), "only requests are submitted"
             self._finish(request, NotReady(reason="it was stopped before the request could be answered"))
         self._retries.clear()
         for lane in self._lanes:
-            lane.batch = ()
             _cancel(lane.hang_alarm)
         _cancel(self._alarm)
 
@@ -163,7 +253,7 @@ class Dispatcher:
 
     def _busy_until_s(self, now_s: float) -> float:
         """Return when the first worker will be free."""
-        return min((lane.started_s + lane.expected_s if lane.batch else now_s for lane in self._lanes), default=now_s)
+        return min((lane.started_s + lane.expected_s if lane.is_busy else now_s for lane in self._lanes), default=now_s)
 
     def _parts(self, request: Request) -> Sequence[Request]:
         most = self._queue.max_batch_rows
@@ -176,14 +266,47 @@ class Dispatcher:
     def _pump(self) -> None:
         """Give every free worker something to do."""
         for lane in self._lanes:
-            while lane.is_free:
-                batch = self._next_batch()
-                if not batch.tickets:
-                    return
-                try:
-                    self._start(lane, batch)
-                except (MemoryError, OSError) as error:
-                    self._divide(lane, Failed(OUT_OF_MEMORY, str(error)))
+            while lane.is_free and self._feed(lane):
+                pass
+        if self._line is not None:
+            self._tell_line()
+
+    def _feed(self, lane: _Lane) -> bool:
+        """Give a free worker the next batch; return whether there was one."""
+        if self._line is None or self._retries or not len(self._line):
+            return self._feed_from_queue(lane)
+        self._is_turn_of_line = not (self._is_turn_of_line and len(self._queue))
+        if self._is_turn_of_line:
+            return self._feed_from_line(lane, self._line) or self._feed_from_queue(lane)
+        return self._feed_from_queue(lane) or self._feed_from_line(lane, self._line)
+
+    def _feed_from_queue(self, lane: _Lane) -> bool:
+        batch = self._next_batch()
+        if not batch.tickets:
+            return False
+        lane.batch = batch.tickets  # type: ignore[assignment]  # only requests are submitted
+        self._start(lane, batch, lambda: lane.worker.arena.place(self._padding.stack(lane.batch, batch.num_rows)))
+        return True
+
+    def _feed_from_line(self, lane: _Lane, line: Line) -> bool:
+        taken = line.next_batch(self._now_s())
+        if taken is None:
+            return False
+        batch = Batch(closed=Closed(taken.closed), num_rows=taken.num_padded, row_size=line.row_size)
+        self._metrics.closed(batch.closed)
+        lane.line_batch = taken
+        self._start(lane, batch, lambda: line.place(taken, lane.worker.arena))
+        return True
+
+    def _tell_line(self) -> None:
+        """Tell the line whether it may take requests in, and what it cannot see."""
+        assert self._line is not None, "there is a line"
+        self._line.note(
+            is_open=not self._quarantine,
+            busy_until_s=self._busy_until_s(self._now_s()),
+            rows_elsewhere=self._queue.num_waiting_rows,
+            max_batch_rows=self._queue.max_batch_rows,
+        )
 
     def _next_batch(self) -> Batch:
         while self._retries:
@@ -199,10 +322,13 @@ class Dispatcher:
             self._metrics.closed(batch.closed)
         return batch
 
-    def _start(self, lane: _Lane, batch: Batch) -> None:
-        lane.batch = batch.tickets  # type: ignore[assignment]  # only requests are submitted
+    def _start(self, lane: _Lane, batch: Batch, place: Callable[[], tuple[Placed, ...]]) -> None:
         lane.running = batch
-        placed = lane.worker.arena.place(self._padding.stack(lane.batch, batch.num_rows))
+        try:
+            placed = place()
+        except (MemoryError, OSError) as error:
+            self._divide(lane, Failed(OUT_OF_MEMORY, str(error)))
+            return
         lane.started_s = self._now_s()
         lane.expected_s = self._queue.predict_s(batch)
         lane.hang_due_s = lane.started_s + max(self._hang_s, HANG_FACTOR * lane.expected_s)
@@ -214,7 +340,7 @@ class Dispatcher:
     def _check_hang(self, lane: _Lane) -> None:
         """Replace the worker if its batch is overdue; one timer is moved along, none made per batch."""
         lane.hang_alarm = None
-        if not lane.batch:
+        if not lane.is_busy:
             return
         if self._now_s() >= lane.hang_due_s:
             lane.worker.replace()
@@ -224,10 +350,16 @@ class Dispatcher:
     # --- what came of it
 
     def _on_done(self, lane: _Lane, message: Done) -> None:
-        batch, lane.batch = lane.batch, ()
         # Until the worker was done, not until this loop got to it: a loop that is busy refusing would believe that the
         # model had become slow, and go on refusing what the idle worker could answer.
         self._queue.observe(lane.running, max(message.ended_s - lane.started_s, 0.0))
+        if self._line is not None:
+            self._line.learn(self._queue.curve(self._line.row_size))
+        if lane.line_batch is not None:
+            self._answer_line(lane, message)
+            self._pump()
+            return
+        batch, lane.batch = lane.batch, ()
         self._metrics.batch(sum(request.num_rows for request in batch), message.compute_s)
         outputs = {placed.name: lane.worker.arena.view(placed) for placed in message.outputs}
         start = 0
@@ -240,14 +372,34 @@ class Dispatcher:
             start += request.num_rows
         self._pump()
 
+    def _answer_line(self, lane: _Lane, message: Done) -> None:
+        batch = lane.line_batch
+        assert self._line is not None, "the batch is of a line"
+        assert batch is not None, "a batch of it was running"
+        self._metrics.batch(batch.num_rows, message.compute_s)
+        if self._line.answer(batch, lane.worker.arena, message, started_s=lane.started_s):
+            lane.line_batch = None
+        else:
+            self._retries.extend(self._take_running(lane))
+
     def _on_failed(self, lane: _Lane, message: Failed) -> None:
         self._divide(lane, message)
         self._pump()
 
+    def _take_running(self, lane: _Lane) -> Sequence[Request]:
+        """Take the batch from a worker that will not answer it; of a line, those who still wait."""
+        batch, lane.batch = lane.batch, ()
+        line_batch, lane.line_batch = lane.line_batch, None
+        if line_batch is None:
+            return batch
+        assert self._line is not None, "the batch is of a line"
+        return self._line.release(line_batch)
+
     def _divide(self, lane: _Lane, failure: Failed) -> None:
         """One request is at fault, or all are too much: run each alone, so that only that one hears of it."""
-        batch, lane.batch = lane.batch, ()
-        if len(batch) > 1:
+        is_of_line = lane.line_batch is not None
+        batch = self._take_running(lane)
+        if len(batch) > 1 or is_of_line:
             self._retries.extend(batch)
         elif failure.slug == OUT_OF_MEMORY:
             self._finish(batch[0], OutOfMemory(model=self._model))
@@ -256,11 +408,11 @@ class Dispatcher:
 
     def _on_lost(self, lane: _Lane) -> None:
         """Nothing has been answered, so nothing is lost: run each again, alone, unless it was there twice."""
-        batch, lane.batch = lane.batch, ()
         self._metrics.worker_lost()
-        for request in batch:
+        batch = self._take_running(lane)
+        tensors = [(request.whole or request).tensors for request in batch]
+        for request, seconds in zip(batch, self._quarantine.accuse(tensors, now_s=self._now_s()), strict=True):
             request.is_accused = True
-            seconds = self._quarantine.accuse((request.whole or request).tensors, now_s=self._now_s())
             if seconds:
                 self._finish(request, RequestQuarantined(seconds=seconds))
             else:
@@ -306,6 +458,10 @@ class Dispatcher:
         deadlines = [request.deadline_s for request in running if not request.is_answered]
         if (waiting := self._queue.earliest_deadline_s) is not None:
             deadlines.append(waiting)
+        if self._line is not None:
+            batches = [lane.line_batch for lane in self._lanes if lane.line_batch is not None]
+            if (in_line := self._line.expire(now_s, batches)) is not None:
+                deadlines.append(in_line)
         if deadlines:
             self._set_alarm(min(deadlines))
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from forwardpass.serve.connections import Connections
     from forwardpass.serve.tracing import Trace
 
-__all__ = ["Answer", "BodyStream", "Exchange", "Handler", "HttpConnection", "Response", "StreamingResponse"]
+__all__ = ["Answer", "BodyStream", "Exchange", "Handler", "HttpConnection", "Response", "StreamingResponse", "render"]
 
 MAX_PIPELINED = 16
 """Requests of one connection that may be open at once; further ones wait in the socket."""
@@ -74,6 +74,13 @@ class StreamingResponse(msgspec.Struct, frozen=True, kw_only=True):
 Answer: TypeAlias = Response | StreamingResponse
 
 
+class Answering(Protocol):
+    """A connection that writes the answers of its exchanges."""
+
+    def flush(self) -> None:
+        """Write the answers that are due."""
+
+
 class Exchange:
     """One request and the place for its response."""
 
@@ -95,7 +102,7 @@ class Exchange:
         "waited_s",
     )
 
-    def __init__(self, connection: HttpConnection, waited_s: float = 0.0) -> None:
+    def __init__(self, connection: Answering, waited_s: float = 0.0) -> None:
         self._connection = connection
         self._response: Answer | None = None
         self.waited_s = waited_s
@@ -128,6 +135,10 @@ class Exchange:
         elif self._response is None and self.on_abandoned is not None:
             self.on_abandoned()
         self.on_abandoned = None
+
+    def move(self, connection: Answering) -> None:
+        """Let another connection write the answer."""
+        self._connection = connection
 
     def respond(self, response: Answer) -> None:
         """Answer; written when every earlier request of the connection has its answer."""
@@ -163,9 +174,14 @@ class HttpConnection(asyncio.Protocol):
         self._is_streaming = self._is_pulling = False
         self._can_write = self._is_in_headers = False
         self._deadline_s = self._waited_s = 0.0
+        self._inherited: tuple[bytes, Exchange | None] = (b"", None)
         self._timer: asyncio.TimerHandle | None = None
         self._transport: asyncio.Transport
         self._parser: httptools.HttpRequestParser
+
+    def inherit(self, data: bytes, exchange: Exchange | None) -> None:
+        """Begin with what another front has read of the client, or with an exchange that has its answer."""
+        self._inherited = (data, exchange)
 
     # --- asyncio.Protocol
 
@@ -179,6 +195,13 @@ class HttpConnection(asyncio.Protocol):
             self._refuse(503, "There are too many connections. Try again later.")
             return
         self._wait(self._settings.header_timeout_s)
+        (data, exchange), self._inherited = self._inherited, (b"", None)
+        if exchange is not None:
+            exchange.move(self)
+            self._open.append(exchange)
+            self.flush()
+        if data:
+            self.data_received(data)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Tell those who work for this client that it has left."""
@@ -320,7 +343,7 @@ class HttpConnection(asyncio.Protocol):
             exchange = self._open.popleft()
             is_last = self._connections.are_closing and self.is_idle
             keeps_alive = exchange.keeps_alive and not is_last
-            self._transport.write(_render(response, keeps_alive=keeps_alive, is_head=exchange.is_head))
+            self._transport.write(render(response, keeps_alive=keeps_alive, is_head=exchange.is_head))
             if self._settings.log_requests:
                 _log(exchange, response)
             if not keeps_alive:
@@ -440,7 +463,8 @@ class HttpConnection(asyncio.Protocol):
 _OK_JSON = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%b"
 
 
-def _render(response: Response, *, keeps_alive: bool, is_head: bool) -> bytes:
+def render(response: Response, *, keeps_alive: bool, is_head: bool) -> bytes:
+    """Return the bytes of a response."""
     if (
         response.status == 200
         and keeps_alive

@@ -124,6 +124,13 @@ class Model:
         """Whether every version is there to answer."""
         return all(version.is_ready for version in self.versions.values())
 
+    def plain_targets(self) -> list[tuple[str | None, ModelVersion]]:
+        """Return the names, None for none, whose requests go to one version and nowhere else."""
+        if self._shadow is not None:
+            return []
+        named: list[tuple[str | None, ModelVersion]] = list(self._by_name.items())
+        return named if self._shares else [(None, self.default), *named]
+
     @property
     def names(self) -> tuple[str, ...]:
         """Every number and label that a version answers to."""

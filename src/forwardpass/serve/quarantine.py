@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from forwardpass.core.strings import array_bytes
@@ -35,13 +36,19 @@ class Quarantine:
     def __bool__(self) -> bool:
         return bool(self._entries)
 
-    def accuse(self, tensors: Tensors, *, now_s: float) -> float:
-        """Note that a worker ended over `tensors`; return for how many seconds they are not run again, or 0."""
+    def accuse(self, batch: Sequence[Tensors], *, now_s: float) -> list[float]:
+        """Note that a worker ended over a batch; return for how many seconds each of it is not run again, or 0.
+
+        What is in the batch several times is accused once: it was one death.
+        """
         self._forget(now_s)
-        entry = self._entries.setdefault(_fingerprint(tensors), _Entry(0, 0.0))
-        entry.num_accusations += 1
-        entry.until_s = now_s + SECONDS
-        return SECONDS if entry.num_accusations >= MAX_ACCUSATIONS else 0.0
+        fingerprints = [_fingerprint(tensors) for tensors in batch]
+        for fingerprint in set(fingerprints):
+            entry = self._entries.setdefault(fingerprint, _Entry(0, 0.0))
+            entry.num_accusations += 1
+            entry.until_s = now_s + SECONDS
+        accusations = [self._entries[fingerprint].num_accusations for fingerprint in fingerprints]
+        return [SECONDS if number >= MAX_ACCUSATIONS else 0.0 for number in accusations]
 
     def acquit(self, tensors: Tensors) -> None:
         """Note that they were run, and nothing happened."""

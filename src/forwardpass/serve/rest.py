@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from forwardpass.core.tensors import Array, TensorSpec
+from forwardpass.core.tensors import TensorSpec
 from forwardpass.errors import DeadlineExceeded, MalformedRequest, RequestError
 from forwardpass.protocol import BINARY_TYPE, JSON_LENGTH_HEADER, NAMES, TIMEOUT_HEADER
+from forwardpass.serve.dispatching import Answer, Result
 from forwardpass.serve.http import Exchange, Response
 from forwardpass.serve.oip import InferCall, decode_infer, decode_raw_infer, describe_tensors
 from forwardpass.serve.pipelines import Pipeline
@@ -14,7 +15,16 @@ from forwardpass.serve.responses import error_response, json_response
 from forwardpass.serve.served import Described, Served, ServedVersion
 from forwardpass.serve.versions import ModelVersion
 
-__all__ = ["EXTENSIONS", "InferRoutes", "describe_config", "describe_model", "header_timeout_s"]
+__all__ = [
+    "EXTENSIONS",
+    "InferRoutes",
+    "answering",
+    "decode_call",
+    "describe_config",
+    "describe_model",
+    "header_timeout_s",
+    "shorter",
+]
 
 EXTENSIONS = (
     "binary_tensor_data",
@@ -36,7 +46,7 @@ class InferRoutes:
         """Run the model on the tensors of the body."""
         chosen = model.version(version)
         try:
-            call = _decode(exchange, chosen)
+            call = decode_call(exchange, chosen)
         except RequestError as error:
             chosen.failed(error)
             raise
@@ -44,24 +54,11 @@ class InferRoutes:
         if exchange.waited_s:
             asked_s = chosen.timeout_s if asked_s is None else asked_s
             timeout_s = asked_s - exchange.waited_s
-
-        def answer(result: Mapping[str, Array] | RequestError) -> None:
-            if isinstance(result, DeadlineExceeded) and asked_s is not None:
-                exchange.respond(error_response(DeadlineExceeded(deadline_s=asked_s)))
-            elif isinstance(result, RequestError):
-                exchange.respond(error_response(result))
-            elif call.binary:
-                body, num_json_bytes = chosen.writer.write_binary(result, call)
-                headers = ((JSON_LENGTH_HEADER, str(num_json_bytes)),)
-                exchange.respond(Response(status=200, body=body, headers=headers, content_type=BINARY_TYPE))
-            else:
-                exchange.respond(Response(status=200, body=chosen.writer.write(result, call)))
-
         exchange.on_abandoned = model.submit(
             chosen,
             call.tensors,
             call.num_rows,
-            answer,
+            answering(exchange, chosen, call, asked_s=asked_s),
             timeout_s=timeout_s,
             priority=call.priority,
             trace=exchange.trace,
@@ -74,6 +71,27 @@ class InferRoutes:
     def config(self, model: Served, version: str | None, exchange: Exchange) -> None:
         """Describe how the model is run."""
         exchange.respond(json_response(describe_config(model, version)))
+
+
+def answering(exchange: Exchange, chosen: ServedVersion, call: InferCall, *, asked_s: float | None) -> Answer:
+    """Return what puts the outputs of a call, or its error, into the words that its client reads.
+
+    `asked_s` is the deadline as the client set it, of which a part may have passed before the request was read.
+    """
+
+    def answer(result: Result) -> None:
+        if isinstance(result, DeadlineExceeded) and asked_s is not None:
+            exchange.respond(error_response(DeadlineExceeded(deadline_s=asked_s)))
+        elif isinstance(result, RequestError):
+            exchange.respond(error_response(result))
+        elif call.binary:
+            body, num_json_bytes = chosen.writer.write_binary(result, call)
+            headers = ((JSON_LENGTH_HEADER, str(num_json_bytes)),)
+            exchange.respond(Response(status=200, body=body, headers=headers, content_type=BINARY_TYPE))
+        else:
+            exchange.respond(Response(status=200, body=chosen.writer.write(result, call)))
+
+    return answer
 
 
 def describe_model(model: Served, version: str | None) -> dict[str, object]:
@@ -154,7 +172,13 @@ def _configured(specs: Sequence[TensorSpec], *, is_batchable: bool) -> list[dict
     ]
 
 
-def _decode(exchange: Exchange, version: ServedVersion) -> InferCall:
+def decode_call(exchange: Exchange, version: ServedVersion) -> InferCall:
+    """Decode the body of an inference.
+
+    Raises:
+        MalformedRequest: it is not of this protocol.
+        TensorMismatch: a tensor does not fit the signature or its own shape.
+    """
     text = exchange.headers.get(_JSON_LENGTH)
     if text is None:
         return decode_infer(exchange.body, version.signature)

@@ -22,9 +22,10 @@ from forwardpass.serve.auth import Gate, KeyRing, OpenGate
 from forwardpass.serve.config import ServeConfig, describe_config
 from forwardpass.serve.connections import Connections
 from forwardpass.serve.http import HttpConnection
+from forwardpass.serve.native import NativeFront, is_available
 from forwardpass.serve.prctl import forbid_dumps
 from forwardpass.serve.repository import Repository
-from forwardpass.serve.settings import ServeSettings
+from forwardpass.serve.settings import Front, ServeSettings
 from forwardpass.serve.tracing import open_tracer
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ class Server:
         self._is_draining = False
         self._watching: asyncio.Task[None] | None = None
         self._grpc: GrpcFront | None = None
+        self._native: NativeFront | None = None
         self._gate = _gate(settings)
         self._tls = _tls(settings)
         self.repository = Repository(
@@ -98,19 +100,23 @@ class Server:
         if self._watching is not None:
             self._watching.cancel()
         self._connections.announce_closing()
+        if self._native is not None:
+            self._native.announce_closing()
         try:
             async with asyncio.timeout(self._settings.grace_s):
                 await asyncio.sleep(SETTLE_S)
-                self._listener.close()
+                self._stop_listening()
                 await asyncio.gather(self._connections.close(), self._stop_grpc(self._settings.grace_s))
         except TimeoutError:
             log.warning("the grace time is over; what is still open is answered with an error")
-            self._listener.close()
+            self._stop_listening()
         await self.repository.stop()
         await self._stop_grpc(0.0)
         self._application.end_streams()
         await asyncio.sleep(0)  # the last event is written; now comes the end of the body
         self._connections.close_all()
+        if self._native is not None:
+            self._native.close()
         self._application.close()
         if self._tracer is not None:
             await asyncio.to_thread(self._tracer.close)
@@ -175,6 +181,13 @@ class Server:
 
     def _on_change(self) -> None:
         self._application.rebuild()
+        if self._native is not None:
+            self._native.rebuild()
+
+    def _stop_listening(self) -> None:
+        self._listener.close()
+        if self._native is not None:
+            self._native.stop_listening()
 
     async def _bind(self) -> asyncio.Server:
         """Take the port before models are loaded, which may last: a port in use is told at once."""
@@ -191,7 +204,18 @@ class Server:
 
     async def _listen(self) -> None:
         with self._naming_address():
-            await self._listener.start_serving()
+            if not self._wants_native():
+                await self._listener.start_serving()
+                return
+            native = NativeFront(self._application, self.repository, self._settings, self._connections)
+            native.start(self._listener.sockets)
+            self._native = native
+
+    def _wants_native(self) -> bool:
+        """Tell whether native code may stand in front: it knows no keys, traces, TLS, or lines for every request."""
+        settings = self._settings
+        is_plain = settings.keys is None and self._tls is None and self._tracer is None and not settings.log_requests
+        return settings.front is not Front.PYTHON and is_plain and is_available()
 
     @contextlib.contextmanager
     def _naming_address(self) -> Iterator[None]:

@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from enum import StrEnum
 from pathlib import Path
 
 from forwardpass.core.slo import Slo
 from forwardpass.predict.exactness import SameAnswer
 
-__all__ = ["ModelSettings", "SameAnswer", "ServeSettings"]
+__all__ = ["Front", "ModelSettings", "SameAnswer", "ServeSettings"]
+
+
+class Front(StrEnum):
+    """What reads the requests."""
+
+    AUTO = "auto"
+    """Native code where it was built and the settings allow it, and Python for what is unusual."""
+    PYTHON = "python"
+    """Python alone."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +67,7 @@ class ServeSettings:
     """Share of the requests that are traced, of those that come without a trace of their own."""
     log_requests: bool = False
     """A line for every request: its route, status and time, nothing of its content."""
+    front: Front = Front.AUTO
     max_body_bytes: int = 64 * 2**20
     max_header_bytes: int = 16 * 2**10
     max_connections: int = 1024

@@ -19,7 +19,7 @@ from forwardpass.errors import ModelNotServed, NotReady, RequestError
 from forwardpass.predict import max_batch_rows
 from forwardpass.processors import open_processor
 from forwardpass.serve.channel import Failed, Ready
-from forwardpass.serve.dispatching import Answer, Dispatcher, Request
+from forwardpass.serve.dispatching import Answer, Dispatcher, Line, Request
 from forwardpass.serve.metrics import ModelMetrics
 from forwardpass.serve.oip import ResponseWriter
 from forwardpass.serve.padding import ShapePadding
@@ -136,8 +136,22 @@ class ModelVersion:
         """
         if self._is_stopped:
             raise NotReady(reason=f"version {self.number} of '{self.model}' has been stopped")
+        request = self.request(tensors, num_rows, answer, timeout_s=timeout_s, priority=priority)
+        self._dispatcher.submit(request)
+        return request.abandon
+
+    def request(
+        self,
+        tensors: dict[str, Array],
+        num_rows: int,
+        answer: Answer,
+        *,
+        timeout_s: float | None = None,
+        priority: int = NORMAL_PRIORITY,
+    ) -> Request:
+        """Return a request that is not queued yet; its time runs from now."""
         timeout = self.timeout_s if timeout_s is None else timeout_s
-        request = Request(
+        return Request(
             num_rows=num_rows,
             shape_key=self.signature.shape_key(tensors),
             row_size=sum(array.size for array in tensors.values()) // num_rows,
@@ -148,8 +162,14 @@ class ModelVersion:
             answer=answer,
             timeout_s=timeout,
         )
-        self._dispatcher.submit(request)
-        return request.abandon
+
+    def add_line(self, line: Line) -> None:
+        """Take requests from there, too."""
+        self._dispatcher.add_line(line)
+
+    def on_news(self, deadline_s: float | None) -> None:
+        """The line has new requests, the first of which is of use until `deadline_s`."""
+        self._dispatcher.on_news(deadline_s)
 
     @property
     def encoder(self) -> Encoder | None:
@@ -191,8 +211,8 @@ class ModelVersion:
             self._queue.max_batch_rows = allowed_rows(max_batch_rows(self.variant, table), self.sizing.batch_sizes)
 
     def statistics(self) -> QueueStatistics:
-        """Return what the queue holds and has done."""
-        return self._queue.statistics()
+        """Return what the queue holds and has done, and the line of the native front."""
+        return self._dispatcher.statistics()
 
     @property
     def max_batch_rows(self) -> int:

@@ -1,0 +1,239 @@
+"""The native front beside the one in Python: the same bytes in give the same answer, whatever they are."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from forwardpass.serve import Front
+from forwardpass.serve.native import is_available
+from tests.e2e.serving import Background, RunningServer, eventually, read_answers, serve_settings, serving
+from tests.models import mlp_calls, write_bundle, write_mlp
+
+INFER = "/v2/models/mlp/infer"
+NUM_INPUTS = 64
+TIMEOUT_S = 20.0
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("fronts")
+    return write_bundle(folder / "mlp", write_mlp(folder / "mlp.onnx"), mlp_calls())
+
+
+@pytest.fixture(scope="module")
+def both(bundle: Path) -> Iterator[tuple[RunningServer, RunningServer]]:
+    if not is_available():
+        pytest.skip("the native front was not built")
+    with ExitStack() as stack:
+        limits = {"max_batch_rows": 4, "max_body_bytes": 5000, "header_timeout_s": 0.2, "body_timeout_s": 0.2}
+        fronts = (Front.AUTO, Front.PYTHON)
+        native, python = (stack.enter_context(serving(bundle, serve_settings(front=one, **limits))) for one in fronts)
+        yield native, python
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux") or not shutil.which("c++"), reason="it needs a C++ compiler")
+def test_the_native_front_is_built_where_it_can_be() -> None:
+    assert is_available()
+
+
+# --- what is asked
+
+FINITE = st.floats(allow_nan=False, allow_infinity=False)
+NUMBERS = st.one_of(
+    FINITE.map(repr),
+    st.floats(width=32, allow_nan=False, allow_infinity=False).map(repr),
+    st.integers(-(2**70), 2**70).map(str),
+    st.sampled_from(["-0", "-0.0", "0e5", "1E3", "1e-400", "1e39", "3.4028235677973366e38", "01", "1.", ".5", "+1"]),
+    st.sampled_from(["NaN", "Infinity", "null", "true", '"1"', "1e", "-", "1e999999", "[1]", "0." + "1" * 40]),
+)
+WORDS = st.sampled_from(["pixels", "FP32", "FP64", "x", "", "ü", "a\\u0041", 'quo\\"te'])
+GAPS = st.sampled_from(["", "", " ", "\n\t"])
+
+
+@st.composite
+def infer_bodies(draw: st.DrawFn) -> tuple[bytes, int | None]:
+    """Return a body, most of them right or nearly so, and where its JSON ends if bytes follow."""
+    num_rows = draw(st.sampled_from([1, 1, 1, 2, 4, 5, 0, -1]))
+    width = draw(st.sampled_from([NUM_INPUTS] * 8 + [63, 65]))
+    count = max(num_rows, 0) * width
+    start = draw(st.floats(-10, 10))
+    values = [repr(start + at / 7) for at in range(count)]
+    for _ in range(draw(st.integers(0, 2))):
+        if values:
+            values[draw(st.integers(0, len(values) - 1))] = draw(NUMBERS)
+    gap = draw(GAPS)
+    name, datatype = draw(st.sampled_from([("pixels", "FP32")] * 8 + [("x", "FP32"), ("pixels", "FP64")]))
+    fields = [f'"name":{gap}"{name}"', f'"shape":[{num_rows},{gap}{width}]', f'"datatype":{gap}"{datatype}"']
+    tail = b""
+    if draw(st.booleans()):
+        fields.append(f'"data":{gap}[{f"{gap},".join(values)}]')
+    else:
+        tail = draw(st.sampled_from([b"", b"x"])) if draw(st.integers(0, 9)) == 0 else b""
+        tail = np.linspace(-1, 1, count, dtype=np.float32).tobytes() + tail
+        fields.append(f'"parameters":{{"binary_data_size":{gap}{draw(st.sampled_from([len(tail)] * 6 + [0, 7]))}}}')
+    fields = draw(st.permutations(fields))
+    if draw(st.integers(0, 9)) == 0:
+        fields = [*fields, draw(st.sampled_from(fields))]
+    if draw(st.integers(0, 9)) == 0:
+        fields = fields[1:]
+    document = [f'"inputs":{gap}[{gap}{{{",".join(fields)}}}]']
+    if draw(st.integers(0, 3)) == 0:
+        document.append(f'"id":"{draw(WORDS)}"')
+    if draw(st.integers(0, 3)) == 0:
+        extra = st.sampled_from(
+            ['{"binary_data_output":true}', '{"binary_data_output": false}', "{}", '{"priority":1}']
+        )
+        document.append(f'"parameters":{draw(extra)}')
+    if draw(st.integers(0, 9)) == 0:
+        document.append('"outputs":[{"name":"scores"}]')
+    text = f"{gap}{{{f'{gap},'.join(draw(st.permutations(document)))}}}{gap}".encode()
+    if draw(st.integers(0, 19)) == 0:
+        text = text[: draw(st.integers(0, len(text)))]
+    return text + tail, len(text) if tail else None
+
+
+METHODS = st.sampled_from(["POST"] * 12 + ["GET", "PUT", "get"])
+TARGETS = st.sampled_from(
+    [INFER] * 12 + ["/v2/models/mlp/versions/1/infer", f"{INFER}?a=1", "/v2/models/no/infer", "/v2/health/live", "*"]
+)
+HEADERS = st.lists(
+    st.sampled_from(
+        [
+            "Accept: */*",
+            "User-Agent:  a client ",
+            "X-Request-Timeout-Ms: 10000",
+            "X-Request-Timeout-Ms: 0",
+            "X-Request-Timeout-Ms: soon",
+            "Connection: keep-alive",
+            "Connection: close",
+            "Content-Type: application/json",
+            "Content-Encoding: gzip",
+            "Inference-Header-Content-Length: -1",
+            "Bad Header: 1",
+            "Folded: a\r\n b",
+            "Accept: text/event-stream",
+            "X-Large: " + 9000 * "x",
+        ]
+    ),
+    max_size=2,
+)
+
+
+@st.composite
+def requests(draw: st.DrawFn) -> bytes:
+    body, json_bytes = draw(infer_bodies())
+    headers = ["Host: localhost", *draw(HEADERS)]
+    length = draw(st.sampled_from([len(body)] * 30 + [len(body) + 1, 6000]))
+    headers.append(f"Content-Length: {length}")
+    if json_bytes is not None:
+        headers.append(f"Inference-Header-Content-Length: {json_bytes}")
+    version = draw(st.sampled_from(["HTTP/1.1"] * 20 + ["HTTP/1.0", "HTTP/2.0", "http/1.1"]))
+    head = "\r\n".join([f"{draw(METHODS)} {draw(TARGETS)} {version}", *headers])
+    return head.encode() + b"\r\n\r\n" + body
+
+
+@settings(max_examples=250, deadline=None, suppress_health_check=list(HealthCheck))
+@given(request=requests(), cut=st.floats(0, 1))
+def test_the_same_bytes_get_the_same_answer(
+    both: tuple[RunningServer, RunningServer], request: bytes, cut: float
+) -> None:
+    at = round(cut * len(request))
+    native, python = (answer_to(server, request[:at], request[at:]) for server in both)
+    assert native == python
+
+
+def answer_to(server: RunningServer, *pieces: bytes) -> Any:
+    """Return what a client reads that sends the pieces one after another: status, headers, and the body's meaning."""
+    with closing(server.connect()) as client:
+        client.settimeout(TIMEOUT_S)
+        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for piece in pieces:
+            client.sendall(piece)
+        try:
+            (answer,) = read_answers(client, 1)
+        except (IndexError, ConnectionError):  # the server has hung up without a word
+            return None
+    headers = {name: value for name, value in answer.headers.items() if name != "content-length"}
+    size = headers.pop("inference-header-content-length", None)
+    if size is not None:
+        return answer.status, headers, json.loads(answer.body[: int(size)]), answer.body[int(size) :]
+    return answer.status, headers, json.loads(answer.body)
+
+
+# --- what happens meanwhile
+
+ONES = json.dumps({"inputs": [{"name": "pixels", "shape": [1, 64], "datatype": "FP32", "data": [1] * 64}]})
+REQUEST = f"POST {INFER} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(ONES)}\r\n\r\n{ONES}".encode()
+
+
+def native_server(bundle: Path, **changes: Any) -> Any:
+    if not is_available():
+        pytest.skip("the native front was not built")
+    return serving(bundle, serve_settings(**changes))
+
+
+def test_what_a_dead_worker_ran_is_run_again(bundle: Path) -> None:
+    with native_server(bundle) as running, ExitStack() as stack:
+        with running.frozen_worker():
+            clients = [stack.enter_context(closing(running.connect())) for _ in range(5)]
+            for client in clients:
+                client.sendall(REQUEST)
+            running.wait_until_accepted(5)
+            psutil.Process(running.server.worker_pids[0]).kill()
+        assert [read_answers(client, 1)[0].status for client in clients] == [200] * 5
+        clients[0].sendall(REQUEST)
+        assert read_answers(clients[0], 1)[0].status == 200
+
+
+def test_a_client_that_left_is_not_run_and_harms_nobody(bundle: Path) -> None:
+    with native_server(bundle, max_batch_rows=1) as running:
+        with running.frozen_worker(), closing(running.connect()) as first, closing(running.connect()) as second:
+            first.sendall(REQUEST)
+            running.wait_until_accepted(1)
+            with closing(running.connect()) as leaver:
+                leaver.sendall(REQUEST)
+                running.wait_until_accepted(2)
+            second.sendall(REQUEST)
+            running.wait_until_accepted(3)
+            os_resume(running)
+            assert [read_answers(one, 1)[0].status for one in (first, second)] == [200, 200]
+        eventually(lambda: running.server.statistics().num_waiting == 0)
+        assert running.server.statistics().num_batches == 2
+
+
+def os_resume(running: RunningServer) -> None:
+    psutil.Process(running.server.worker_pids[0]).resume()
+
+
+def test_one_that_sends_ahead_gets_its_answers_in_order(bundle: Path) -> None:
+    with native_server(bundle) as running, closing(running.connect()) as client:
+        client.sendall(REQUEST + REQUEST + b"GET /v2/health/live HTTP/1.1\r\nHost: a\r\n\r\n")
+        answers = read_answers(client, 3)
+        assert [answer.status for answer in answers] == [200] * 3
+        assert answers[2].json == {"live": True}
+
+
+def test_draining_answers_what_waits_and_says_that_it_is_the_last(bundle: Path) -> None:
+    with native_server(bundle) as running, closing(running.connect()) as client:
+        with running.frozen_worker():
+            client.sendall(REQUEST)
+            running.wait_until_accepted(1)
+            stopping = Background(running.stop)
+            eventually(lambda: not running.server.is_ready)
+        answer = read_answers(client, 1)[0]
+        stopping.result()
+        assert (answer.status, answer.headers["connection"]) == (200, "close")
+        assert client.recv(1) == b""
