@@ -15,6 +15,9 @@ import pytest
 
 from tests.models import mlp_calls, write_bundle, write_mlp
 
+pytestmark = pytest.mark.timeout(400)
+"""Whole searches in processes of their own take three times as long on a machine that is busy."""
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
