@@ -34,6 +34,7 @@ HTTP status codes are not here: the command line and the server map the branches
     │   └── ParityFailed
     ├── EnvironmentProblem       this machine lacks something
     │   ├── MissingExtra
+    │   ├── MissingCompiler
     │   ├── EnvironmentUnavailable
     │   ├── StorageFailed
     │   ├── AddressInUse
@@ -497,6 +498,18 @@ class MissingExtra(EnvironmentProblem, ImportError):
         super().__init__(
             f"{purpose[:1].upper()}{purpose[1:]} needs the package '{package}'. "
             f"Install it with: pip install 'forwardpass[{extra}]'"
+        )
+
+
+class MissingCompiler(EnvironmentProblem, FileNotFoundError):
+    """Something has to be compiled, and there is no compiler."""
+
+    slug = "missing-compiler"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "Compiling a program with PyTorch's Inductor needs a C++ compiler, and none was found. "
+            "Install g++ (on Debian: apt-get install g++), or name one in the variable CXX."
         )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-__all__ = ["build"]
+__all__ = ["build", "build_convolutional", "build_pooling"]
 
 
 class Scorer(nn.Module):
@@ -19,6 +19,34 @@ class Scorer(nn.Module):
         return torch.relu(self.layer(pixels))
 
 
+class Convolutional(nn.Module):
+    """`pixels [batch, 1, 8, 8]` -> `scores [batch, 10]`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kernels, self.hidden, self.head = nn.Conv2d(1, 16, 3, padding=1), nn.Linear(256, 256), nn.Linear(256, 10)
+
+    def forward(self, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
+        hidden = torch.max_pool2d(torch.relu(self.kernels(pixels)), 2).flatten(1)
+        return {"scores": self.head(torch.relu(self.hidden(hidden)))}
+
+
+class Pooling(nn.Module):
+    """`pixels [batch, 1, 8, 8]` -> `scores [batch, 10]`: nothing that could be quantised."""
+
+    def forward(self, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"scores": torch.sigmoid(pixels.flatten(1)[:, :10])}
+
+
 def build() -> nn.Module:
     torch.manual_seed(0)
     return Scorer()
+
+
+def build_convolutional() -> nn.Module:
+    torch.manual_seed(0)
+    return Convolutional()
+
+
+def build_pooling() -> nn.Module:
+    return Pooling()

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["command"]
 
-FORMS = ("onnx", "ort", "pt2", "torchscript", "openvino", "litert", "executorch")
+FORMS = ("onnx", "ort", "pt2", "aotinductor", "torchscript", "openvino", "litert", "executorch")
 """As `forwardpass.convert.TARGETS`, which to import would cost the command line its speed."""
 
 

@@ -171,6 +171,15 @@ def quality_options(function: Command) -> Command:
             help="End the search within this time (90s, 10m, 1h) with the best so far. Default: no limit.",
         ),
         click.option(
+            "--routes",
+            default="onnx",
+            show_default=True,
+            metavar="NAMES",
+            help="Which variants are made: onnx, torch, or onnx,torch. 'torch' (PyTorch sources) is PyTorch's own "
+            "toolkit: programs in float and quantised by torchao, as they are and compiled by Inductor, which takes "
+            "half a minute for each.",
+        ),
+        click.option(
             "--vcpu-hour-usd",
             type=click.FloatRange(min=0),
             default=0.04048,

@@ -9,7 +9,7 @@ from forwardpass.cli.options import profile_settings
 from forwardpass.core.slo import QualityFloor, Slo
 from forwardpass.errors import InvalidOption
 from forwardpass.lean import LeanSettings, PruneSettings, SparsitySettings, StudentSettings, TrainSettings
-from forwardpass.optimize import OptimizeSettings, Prices, Target
+from forwardpass.optimize import OptimizeSettings, Prices, Route, Target
 from forwardpass.optimize.budget import parse_duration_s
 
 __all__ = ["lean_settings", "optimize_settings"]
@@ -25,6 +25,7 @@ def optimize_settings(
     target: str,
     slo: str | None,
     budget: str | None,
+    routes: str,
     vcpu_hour_usd: float,
     gb_hour_usd: float,
     quick: bool,
@@ -32,7 +33,7 @@ def optimize_settings(
     """Parse what the user may set.
 
     Raises:
-        InvalidOption: the floor, the latency target or the budget does not parse.
+        InvalidOption: the floor, the latency target, the routes or the budget does not parse.
     """
     return OptimizeSettings(
         floor=_quality_floor(max_drop, floor),
@@ -40,6 +41,7 @@ def optimize_settings(
         slo=Slo.parse(slo) if slo is not None else None,
         profile=profile_settings(quick=quick),
         prices=Prices(vcpu_hour_usd=vcpu_hour_usd, gb_hour_usd=gb_hour_usd),
+        routes=_routes(routes),
         budget_s=parse_duration_s(budget) if budget is not None else None,
     )
 
@@ -68,6 +70,13 @@ def lean_settings(
         training=TrainSettings(num_epochs=epochs, learning_rate=learning_rate, seed=seed),
         train_data=train_data,
     )
+
+
+def _routes(text: str) -> tuple[Route, ...]:
+    names = [name.strip() for name in text.split(",")]
+    if not set(names) <= set(Route):
+        raise InvalidOption(option="--routes", value=text, expected=f"{', '.join(Route)}, or both with a comma")
+    return tuple(route for route in Route if route in names)
 
 
 def _quality_floor(max_drop: str | None, floor: float | None) -> QualityFloor:

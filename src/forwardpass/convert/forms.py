@@ -46,6 +46,7 @@ TARGETS = (
     Format.ONNX,
     Format.ORT,
     Format.PT2,
+    Format.AOTINDUCTOR,
     Format.TORCHSCRIPT,
     Format.OPENVINO,
     Format.LITERT,
@@ -53,7 +54,7 @@ TARGETS = (
 )
 """What can be converted to."""
 
-FROM_TORCH = (Format.PT2, Format.TORCHSCRIPT, Format.EXECUTORCH)
+FROM_TORCH = (Format.PT2, Format.AOTINDUCTOR, Format.TORCHSCRIPT, Format.EXECUTORCH)
 _EIGHT_BITS = (Precision.FP32, Precision.INT8_DYNAMIC, Precision.INT8_STATIC)
 PRECISIONS = {Format.LITERT: _EIGHT_BITS, Format.EXECUTORCH: _EIGHT_BITS}
 """What each target can be made in; FP32 alone, where it is not named."""
@@ -144,7 +145,7 @@ def _opened(source: TorchSource | nn.Module | Path, to: Format) -> TorchRuntime:
 
 
 def _exporter(to: Format) -> str:
-    return "torch.export" if to is Format.PT2 else "torch.jit.trace"
+    return {Format.PT2: "torch.export", Format.AOTINDUCTOR: "Inductor"}.get(to, "torch.jit.trace")
 
 
 def _write_from_torch(
@@ -152,10 +153,15 @@ def _write_from_torch(
 ) -> None:
     from forwardpass.convert.torch_forms import check_axes, save_program, save_script, traced_program
 
-    if to is Format.PT2:
+    if to is not Format.TORCHSCRIPT:
         program = traced_program(runtime.module, example, axes, name=job.name)
         check_axes(program, axes, name=job.name)
-        save_program(program, job.out, signature)
+        if to is Format.PT2:
+            save_program(program, job.out, signature)
+        else:
+            from forwardpass.convert.compiling import save_compiled
+
+            save_compiled(program, example, job.out, signature, name=job.name)
         return
     try:
         traced_program(runtime.module, example, axes, name=job.name)

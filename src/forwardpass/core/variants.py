@@ -20,6 +20,8 @@ class Format(StrEnum):
     """Legacy: PyTorch itself advises `torch.export` instead."""
     PT2 = "pt2"
     """A program of `torch.export`."""
+    AOTINDUCTOR = "aotinductor"
+    """A program of `torch.export`, compiled by Inductor for one kind of processor."""
     OPENVINO = "openvino"
     LITERT = "litert"
     """LiteRT, the former TensorFlow Lite."""
@@ -32,6 +34,7 @@ SUFFIXES = {
     Format.ORT: ".ort",
     Format.TORCHSCRIPT: ".pt",
     Format.PT2: ".pt2",
+    Format.AOTINDUCTOR: ".pt2",
     Format.OPENVINO: ".xml",
     Format.LITERT: ".tflite",
     Format.EXECUTORCH: ".pte",

@@ -42,12 +42,14 @@ def answer(variant: Variant, samples: Samples) -> Answers:
 def _takes_many_rows(variant: Variant, runtime: Runtime) -> bool:
     if variant.format is Format.TORCH:
         return True  # a module has no signature before it ran; its conversion was checked at many batch sizes
-    return runtime.signature.is_batchable and variant.precision is not Precision.INT8_DYNAMIC
+    # torchao gives every row a scale of its own, ONNX Runtime one to the whole batch.
+    shares_scales = variant.precision is Precision.INT8_DYNAMIC and variant.format is Format.ONNX
+    return runtime.signature.is_batchable and not shares_scales
 
 
 def _left_as_found(format: Format) -> AbstractContextManager[None]:  # noqa: A002
     """Protect the settings of the user's process, where the runtime shares them with everybody."""
-    if format is not Format.TORCH:
+    if format not in (Format.TORCH, Format.PT2, Format.AOTINDUCTOR, Format.TORCHSCRIPT):
         return nullcontext()
     from forwardpass.runtimes.torch import left_as_found
 

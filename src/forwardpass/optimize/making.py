@@ -26,7 +26,18 @@ from forwardpass.optimize.verdicts import floor_score
 from forwardpass.optimize.weighting import WEIGHTS, WeightWork, build_weights, evidence_of
 from forwardpass.optimize.weights import weight_nodes
 
-__all__ = ["make_all", "make_int8_of", "make_mixed", "make_weights", "measure_nodes"]
+__all__ = [
+    "SHARE_OF_BUDGET_FOR_MAKING",
+    "MadeVariant",
+    "attempt",
+    "make_all",
+    "make_int8_of",
+    "make_mixed",
+    "make_weights",
+    "measure_nodes",
+    "recall",
+    "record",
+]
 
 SHARE_OF_BUDGET_FOR_GAINS = 0.15
 SHARE_OF_BUDGET_FOR_MAKING, SHARE_OF_BUDGET_FOR_SEARCH = 0.35, 0.5
@@ -34,7 +45,7 @@ SHARE_OF_BUDGET_FOR_MAKING, SHARE_OF_BUDGET_FOR_SEARCH = 0.35, 0.5
 after the third. Measuring gets the rest, for what is not measured cannot be chosen."""
 
 
-class _Made(msgspec.Struct, frozen=True, kw_only=True):
+class MadeVariant(msgspec.Struct, frozen=True, kw_only=True):
     """A variant that was made, or why there is none, and the file as it was then."""
 
     variant: Variant
@@ -56,20 +67,23 @@ def make_all(workshop: Workshop, search: Search, progress: Progress) -> list[Ent
             continue
         progress(f"making {blueprint.name}", done=SHARE_OF_MAKING * number / len(plans))
         key = content_key("variant", search.key, blueprint.name, workshop.reduce_range)
-        entry = _recall(search.store.find(key, _Made), workshop)
+        entry = recall(search.store.find(key, MadeVariant), workshop)
         if entry is None:
-            entry = _attempt(blueprint.name, blueprint.precision, workshop, partial(build, blueprint, workshop))
-            search.store.keep(key, _record(entry))
+            entry = attempt(blueprint.name, blueprint.precision, workshop, partial(build, blueprint, workshop))
+            search.store.keep(key, record(entry))
         entries.append(entry)
     return entries
 
 
-def _record(entry: Entry, **evidence: Any) -> _Made:
+def record(entry: Entry, **evidence: Any) -> MadeVariant:
+    """Return what is remembered of a candidate that was just made."""
     sha256 = "" if entry.failure or not entry.variant.location else hash_file(entry.variant.location)
-    return _Made(variant=entry.variant, failure=entry.failure, is_rejected=entry.is_rejected, sha256=sha256, **evidence)
+    return MadeVariant(
+        variant=entry.variant, failure=entry.failure, is_rejected=entry.is_rejected, sha256=sha256, **evidence
+    )
 
 
-def _recall(made: _Made | None, workshop: Workshop) -> Entry | None:
+def recall(made: MadeVariant | None, workshop: Workshop) -> Entry | None:
     """Return a candidate that was made before, if its file is still what it was then; a failure is tried again."""
     if made is None or (made.failure and not made.is_rejected):
         return None
@@ -107,7 +121,11 @@ def make_mixed(
 ) -> list[Entry]:
     """Make the variant with some nodes in float, where that is faster or keeps a floor that is missed without."""
     floor = floor_score(entries[0], metric, search.settings)
-    static = [it.validation.value for it in entries if it.validation and it.variant.precision is Precision.INT8_STATIC]
+    static = [
+        it.validation.value
+        for it in entries
+        if it.validation and it.variant.format is Format.ONNX and it.variant.precision is Precision.INT8_STATIC
+    ]
     if not static:
         return []
     if not search.budget.has_time(SHARE_OF_BUDGET_FOR_MAKING):
@@ -119,8 +137,8 @@ def make_mixed(
         "mixed", search.key, metric.name, metric.higher_is_better, floor, target, workshop.reduce_range,
         search.settings.profile.batch_sizes,
     )  # fmt: skip
-    made = search.store.find(key, _Made)
-    entry = _recall(made, workshop)
+    made = search.store.find(key, MadeVariant)
+    entry = recall(made, workshop)
     if entry is None:
         work = MixedWork(
             workshop=workshop,
@@ -148,7 +166,7 @@ def make_mixed(
     return [entry]
 
 
-def _attempt_mixed(work: MixedWork) -> tuple[Entry, _Made]:
+def _attempt_mixed(work: MixedWork) -> tuple[Entry, MadeVariant]:
     found: list[Variant] = []
 
     def make() -> Variant:
@@ -156,9 +174,9 @@ def _attempt_mixed(work: MixedWork) -> tuple[Entry, _Made]:
         found.extend([variant] if variant is not None else [])
         return variant or Variant(name=MIXED, format=Format.ONNX, precision=Precision.INT8_STATIC, location="")
 
-    entry = _attempt(MIXED, Precision.INT8_STATIC, work.workshop, make)
+    entry = attempt(MIXED, Precision.INT8_STATIC, work.workshop, make)
     is_needless = not found and not entry.failure
-    return entry, _record(entry, layers=layers_of(work), steps=tuple(work.steps), is_needless=is_needless)
+    return entry, record(entry, layers=layers_of(work), steps=tuple(work.steps), is_needless=is_needless)
 
 
 def make_weights(
@@ -187,7 +205,7 @@ def make_weights(
             search.left_out.append(f"{name} was not made: {search.budget}")
             continue
         progress(f"making {name}", done=SHARE_OF_MAKING + SHARE_OF_SCORING)
-        entry = _attempt(name, precision, workshop, partial(build_weights, work, bits))
+        entry = attempt(name, precision, workshop, partial(build_weights, work, bits))
         if not work.is_finished:
             search.left_out.append(f"the search for weights in {bits} bits ended early: {search.budget}")
         score_one(entry, scorer, is_needed=False)
@@ -224,7 +242,7 @@ def make_int8_of(
         inner = replace(workshop, baseline=variant, folder=workshop.folder / variant.name, plans={})
         inner.folder.mkdir(exist_ok=True)
         try:
-            entry = _attempt(name, blueprint.precision, inner, partial(build, blueprint, inner))
+            entry = attempt(name, blueprint.precision, inner, partial(build, blueprint, inner))
         finally:
             inner.tidy()
         entry.variant = replace(entry.variant, name=name)
@@ -234,9 +252,16 @@ def make_int8_of(
     return entries
 
 
-def _attempt(name: str, precision: Precision, workshop: Workshop, make: Callable[[], Variant]) -> Entry:
+def attempt(
+    name: str,
+    precision: Precision,
+    workshop: Workshop,
+    make: Callable[[], Variant],
+    *,
+    format: Format = Format.ONNX,  # noqa: A002
+) -> Entry:
     """Make a variant; what goes wrong ends this variant and not the search."""
-    planned = Variant(name=name, format=Format.ONNX, precision=precision, location="")
+    planned = Variant(name=name, format=format, precision=precision, location="")
     try:
         return Entry(variant=make())
     except MissingExtra:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from forwardpass.core.metrics import Metric
 from forwardpass.core.protocols import Progress
 from forwardpass.core.samples import Samples, SampleSplits, fingerprint_samples
-from forwardpass.core.variants import Variant
+from forwardpass.core.variants import Format, Variant
 from forwardpass.core.version import VERSION
 from forwardpass.errors import InvalidModel, InvalidOption
 from forwardpass.optimize.budget import Budget
@@ -20,10 +21,14 @@ from forwardpass.optimize.probe import int8_saturates
 from forwardpass.optimize.results import ResultStore, content_key, hash_file
 from forwardpass.optimize.rules import Situation, rules_that_apply
 from forwardpass.optimize.scoring import Scorer, score_all
-from forwardpass.optimize.values import Optimization, OptimizeSettings
+from forwardpass.optimize.torch_route import make_torch
+from forwardpass.optimize.values import Optimization, OptimizeSettings, Route
 from forwardpass.optimize.verdicts import caution_about, choose_entry, describe_entry, floor_score
 from forwardpass.profile import describe_machine
 from forwardpass.runtimes import RuntimeOptions, open_runtime
+
+if TYPE_CHECKING:
+    from forwardpass.optimize.torch_writers import TorchModel
 
 __all__ = ["optimize_model"]
 
@@ -38,19 +43,20 @@ def optimize_model(
     settings: OptimizeSettings,
     progress: Progress,
     also: Sequence[Variant] = (),
+    axes: Mapping[str, Mapping[int, str]] | None = None,
     memory: Path | None = None,
 ) -> Optimization:
     """Make and measure variants of `baseline`, the ONNX form of `source`, and choose one.
 
     `also` are float variants that were made before, such as a pruned network: they are measured and judged like the
-    others, each as it is and in INT8.
+    others, each as it is and in INT8. `axes` are the names of dynamic axes that the user has given.
 
     The search sees the calibration and validation splits; the test split is scored once, for the report. A candidate
     that cannot be made or run is reported as failed and does not stop the others. What was made and measured is
     remembered by its content in the folder `memory` (`.search` in `workdir`): a search that was killed goes on there.
 
     Raises:
-        InvalidOption: the absolute floor is better than the source itself.
+        InvalidOption: the absolute floor is better than the source itself, or a route does not fit the source.
         InvalidModel: the batch is fixed at a number other than 1.
         InvalidSamples: a sample is in two splits.
         MissingExtra: the onnx package is not installed.
@@ -58,6 +64,7 @@ def optimize_model(
         ChildFailed: the process that measured the source or the float model ended before it answered.
     """
     splits.check_disjoint(origin="the given splits")
+    _check_routes(source, settings)
     _check_takes_one_row(baseline)
     calibration = splits.calibration.head(settings.max_calibration_samples)
     search = Search(
@@ -76,14 +83,20 @@ def optimize_model(
     try:
         score_all(entries, scorer, progress, needed=needed)
         _check_floor(entries[0], metric, settings)
-        workshop = measure_nodes(workshop, search, progress)
-        made = [*make_all(workshop, search, progress), *(Entry(variant=variant) for variant in also)]
+        made: list[Entry] = []
+        if Route.ONNX in settings.routes:
+            workshop = measure_nodes(workshop, search, progress)
+            made += make_all(workshop, search, progress)
+        if Route.TORCH in settings.routes:
+            made += make_torch(_torch_model(source, baseline, calibration, axes or {}), workshop, search, progress)
+        made += [Entry(variant=variant) for variant in also]
         score_all(made, scorer, progress, needed=needed)
         for entry in made:
             search.note(entry, metric)
         entries += made
-        entries += make_mixed(workshop, search, entries, scorer, metric, progress)
-        entries += make_weights(workshop, search, entries[0], scorer, metric, progress)
+        if Route.ONNX in settings.routes:
+            entries += make_mixed(workshop, search, entries, scorer, metric, progress)
+            entries += make_weights(workshop, search, entries[0], scorer, metric, progress)
         entries += make_int8_of(also, workshop, search, scorer, progress)
     finally:
         workshop.tidy()
@@ -116,6 +129,29 @@ def _search_key(baseline: Variant, splits: SampleSplits, calibration: Samples) -
     parts = (calibration, splits.validation, splits.test)
     return content_key(
         VERSION, describe_machine(), hash_file(baseline.location), *(fingerprint_samples(part) for part in parts)
+    )
+
+
+def _check_routes(source: Variant, settings: OptimizeSettings) -> None:
+    if Route.TORCH in settings.routes and source.format is not Format.TORCH:
+        raise InvalidOption(
+            option="--routes",
+            value=Route.TORCH.value,
+            expected=f"{Route.ONNX.value} alone: '{source.location}' is no PyTorch source",
+        )
+
+
+def _torch_model(
+    source: Variant, baseline: Variant, calibration: Samples, axes: Mapping[str, Mapping[int, str]]
+) -> TorchModel:
+    from forwardpass.optimize.torch_writers import TorchModel
+
+    return TorchModel(
+        reference=source.location,
+        weights=source.weights,
+        calibration=calibration,
+        axes=axes,
+        signature=open_runtime(baseline.format, baseline.location, options=RuntimeOptions()).signature,
     )
 
 

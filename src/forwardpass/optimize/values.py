@@ -19,6 +19,7 @@ __all__ = [
     "OptimizeSettings",
     "Prices",
     "Provenance",
+    "Route",
     "SearchStep",
     "Target",
     "Verdict",
@@ -39,6 +40,14 @@ class Target(StrEnum):
     """From the start of a fresh process to its first answer."""
     COST = "cost"
     """Money for a row: the processors and the memory that it takes, at the prices of the settings."""
+
+
+class Route(StrEnum):
+    """A family of variants that the search makes."""
+
+    ONNX = "onnx"
+    TORCH = "torch"
+    """PyTorch's own programs, in float and quantised by torchao, as they are and compiled: for PyTorch sources."""
 
 
 class Verdict(StrEnum):
@@ -77,6 +86,8 @@ class OptimizeSettings:
     slo: Slo | None = None
     profile: ProfileSettings = field(default_factory=ProfileSettings)
     prices: Prices = field(default_factory=Prices)
+    routes: tuple[Route, ...] = (Route.ONNX,)
+    """The ONNX file itself is made in any case: it is what everything is compared with."""
     budget_s: float | None = None
     """The search ends within this time with the best that it has found; None: it takes what it takes."""
     max_calibration_samples: int = 256

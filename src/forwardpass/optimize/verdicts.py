@@ -43,7 +43,7 @@ def _facts(entry: Entry, baseline: Entry, settings: OptimizeSettings) -> Facts:
         score=entry.validation.value,
         latency_s=entry.profile.best_latency.p50_s.value,
         size_bytes=float(entry.profile.file_bytes or 0),
-        can_be_served=entry.variant.format is Format.ONNX,
+        can_be_served=entry.variant.format is not Format.TORCH,
         shares_batches=entry.profile.invariance.verdict is not BatchInvariance.INTERFERENCE,
     )
 

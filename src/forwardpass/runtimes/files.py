@@ -9,18 +9,20 @@ from forwardpass.core.variants import SUFFIXES, Format
 
 __all__ = ["companions", "format_of", "is_torch_path"]
 
-_BY_SUFFIX = {suffix: format for format, suffix in SUFFIXES.items() if format is not Format.TORCHSCRIPT}  # noqa: A001
+_ARCHIVES = (Format.PT2, Format.AOTINDUCTOR, Format.TORCHSCRIPT)
+_BY_SUFFIX = {suffix: format for format, suffix in SUFFIXES.items() if format not in _ARCHIVES}  # noqa: A001
 
 
 def format_of(path: Path) -> Format:
     """Tell the format of a model file: by its name, and for PyTorch's archives by what is in them.
 
-    A file of no known name is taken for ONNX, whose runtime then says what is wrong with it.
+    What is no archive is taken for what its name says, or for ONNX, whose runtime then says what is wrong with it.
     """
     by_name = _BY_SUFFIX.get(path.suffix.lower())
     if by_name is not None:
         return by_name
-    return _format_of_archive(path) or Format.ONNX
+    fallback = Format.PT2 if path.suffix.lower() == SUFFIXES[Format.PT2] else Format.ONNX
+    return _format_of_archive(path) or fallback
 
 
 def is_torch_path(path: Path) -> bool:
@@ -46,6 +48,8 @@ def _format_of_archive(path: Path) -> Format | None:
         return None
     with zipfile.ZipFile(path) as archive:
         members = {name.partition("/")[2] for name in archive.namelist()}
+    if any(name.startswith("data/aotinductor/") for name in members):
+        return Format.AOTINDUCTOR
     if "models/model.json" in members:
         return Format.PT2
     return Format.TORCHSCRIPT if any(name.startswith("code/") for name in members) else None

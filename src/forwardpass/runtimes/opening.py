@@ -16,6 +16,7 @@ _RUNTIMES = {
     Format.ORT: ("onnx", "OnnxRuntime"),
     Format.TORCHSCRIPT: ("torch_files", "TorchScriptRuntime"),
     Format.PT2: ("torch_files", "ExportedRuntime"),
+    Format.AOTINDUCTOR: ("compiled", "CompiledRuntime"),
     Format.OPENVINO: ("openvino", "OpenvinoRuntime"),
     Format.LITERT: ("litert", "LitertRuntime"),
     Format.EXECUTORCH: ("executorch", "ExecutorchRuntime"),

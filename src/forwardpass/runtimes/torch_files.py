@@ -6,14 +6,16 @@ Both are programs, not just weights: load only those whose origin you trust.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import logging
 import warnings
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from forwardpass.core.tensors import BATCH_AXIS, Dimension, Signature, TensorSpec
-from forwardpass.errors import InvalidModel, SourceNotFound
+from forwardpass.errors import InvalidModel, MissingExtra, SourceNotFound
 from forwardpass.runtimes.options import RuntimeOptions
 from forwardpass.runtimes.signatures import SIGNATURE_ENTRY, decode_signature
 from forwardpass.runtimes.torch import TorchRuntime
@@ -21,6 +23,13 @@ from forwardpass.runtimes.torch import TorchRuntime
 import torch  # isort: skip  (after the module that turns its absence into a sentence)
 
 __all__ = ["ExportedRuntime", "TorchScriptRuntime", "load_program", "load_script"]
+
+
+_OPERATORS = {
+    b"torch.ops.torchao.": "torchao.quantization",
+    b"torch.ops.quantized_decomposed.": "torch.ao.quantization.fx._decomposed",
+}
+"""What a program's file says where it uses operators that a module has to register."""
 
 
 class ExportedRuntime(TorchRuntime):
@@ -51,9 +60,11 @@ def load_program(path: str) -> tuple[torch.export.ExportedProgram, Signature | N
     Raises:
         SourceNotFound: there is no such file.
         InvalidModel: it is not one.
+        MissingExtra: it uses operators of torchao's, which is not installed.
     """
     extra = {SIGNATURE_ENTRY: ""}
     with _loading(path, "a torch.export file (.pt2)"):
+        _import_operators(path)
         program = torch.export.load(path, extra_files=extra)
     return program, decode_signature(extra[SIGNATURE_ENTRY])
 
@@ -71,6 +82,19 @@ def load_script(path: str) -> tuple[Any, Signature | None]:
     return module, decode_signature(extra[SIGNATURE_ENTRY])
 
 
+def _import_operators(path: str) -> None:
+    """Register the operators of quantised programs, which live in modules that torch does not import by itself."""
+    with zipfile.ZipFile(path) as archive:
+        graphs = [name for name in archive.namelist() if name.endswith("/models/model.json")]
+        text = b"".join(archive.read(name) for name in graphs)
+    for marker, module in _OPERATORS.items():
+        if marker in text:
+            try:
+                importlib.import_module(module)
+            except ImportError as error:
+                raise MissingExtra(package="torchao", extra="torchao", purpose="running this program") from error
+
+
 @contextlib.contextmanager
 def _loading(path: str, expected: str) -> Iterator[None]:
     if not Path(path).is_file():
@@ -81,6 +105,8 @@ def _loading(path: str, expected: str) -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
+    except MissingExtra:
+        raise
     except Exception as error:  # zip, JSON, C++: they share no base but this one
         line = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise InvalidModel(path=path, reason=f"it is not {expected} that this torch can load ({line[:200]})") from error

@@ -207,6 +207,7 @@ def _optimize(
             workdir=store.begin(OPTIMIZE),
             settings=request.settings,
             also=leaner,
+            axes=request.axes,
             progress=progress,
             memory=store.folder(MEMORY),
         )

@@ -112,10 +112,11 @@ def convert_model(
 ) -> Conversion:
     """Convert a PyTorch source or an ONNX file to another form at `out`, kept only if it answers like its source.
 
-    `to` is `onnx`, `ort`, `pt2` (torch.export), `torchscript` (legacy), `openvino`, `litert` or `executorch`;
-    `precision` is `fp32`, and for LiteRT and ExecuTorch also `int8-dynamic` or `int8-static`. `max_sizes` says how long
-    dynamic axes may get, for ExecuTorch: `{"batch": 64, "sequence": 512}`. `tolerance` is the greatest relative error
-    of an output, by default 1e-4, and 0.1 in 8 bits.
+    `to` is `onnx`, `ort`, `pt2` (torch.export), `aotinductor` (that, compiled for this processor), `torchscript`
+    (legacy), `openvino`, `litert` or `executorch`; `precision` is `fp32`, and for LiteRT and ExecuTorch also
+    `int8-dynamic` or `int8-static`. `max_sizes` says how long dynamic axes may get, for ExecuTorch:
+    `{"batch": 64, "sequence": 512}`. `tolerance` is the greatest relative error of an output, by default 1e-4, and 0.1
+    in 8 bits.
 
     `axes` names dynamic axes whose size is the same in all samples: `{"pixels": {2: "height"}}`. The result is run at
     other sizes of them, too.
@@ -245,6 +246,7 @@ def optimize_model(
                 workdir=folder,
                 settings=chosen_settings,
                 also=leaner,
+                axes=axes,
                 progress=progress,
             )
         found = replace(
