@@ -11,7 +11,7 @@ from forwardpass.optimize.values import Provenance
 __all__ = ["provenance_of"]
 
 _WRITERS = ("numpy", "onnx", "onnxruntime")
-_TORCH_WRITERS = ("torch", "onnxscript", "torch-pruning")
+_TORCH_WRITERS = ("torch", "onnxscript", "torch-pruning", "torchao")
 """They export a PyTorch source and train what is made of it."""
 
 
