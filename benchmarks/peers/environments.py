@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 __all__ = ["PINS", "EnvironmentFailed", "make_environment"]
@@ -27,11 +28,11 @@ class EnvironmentFailed(Exception):
     """The packages of a rival cannot be installed here."""
 
 
-def make_environment(name: str, folder: Path) -> Path:
+def make_environment(name: str, folder: Path, known: Mapping[str, Sequence[str]] = PINS) -> Path:
     """Return the interpreter of an environment; a stamp beside it names the packages, all of which are there."""
     home = folder / name
     python, stamp = home / "bin" / "python", home / "pins.txt"
-    pins = (*PINS[name], RUNTIME)
+    pins = (*known[name], RUNTIME)
     if not stamp.exists() or stamp.read_text().split() != [*pins]:
         print(f"installing {name} …", file=sys.stderr)
         _run([sys.executable, "-m", "venv", str(home)])
