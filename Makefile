@@ -1,5 +1,5 @@
 # One line each; CI runs the same ones. `make demo` and `make test` set up .venv themselves.
-.PHONY: setup fix check test test-slow test-soak bench bench-peers docs demo clean
+.PHONY: setup fix check test test-slow test-soak bench bench-peers bench-optimise-peers docs demo clean
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
@@ -37,6 +37,10 @@ bench: setup
 # Installs the other servers (2.4 GB, kept in ~/.cache) and takes hours; `--quick` and `--only` make it shorter.
 bench-peers: setup
 	$(BIN)/python benchmarks/bench_serving_peers.py
+
+# Installs the other optimisers (4 GB, kept in ~/.cache); `--quick`, `--only` and `--models` make it shorter.
+bench-optimise-peers: setup
+	$(BIN)/python benchmarks/bench_optimise_peers.py
 
 docs: setup
 	$(BIN)/python docs/generate.py

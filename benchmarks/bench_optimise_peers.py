@@ -110,7 +110,7 @@ def search_ours(prepared: Prepared, plan: Plan, folder: Path) -> Entry:
         progress=show,
     )
     chosen = result.find(result.chosen).variant
-    how = {"kind": "forwardpass", "file": chosen.location, "format": chosen.format.value}
+    how = {"kind": "forwardpass", "file": chosen.location, "form": chosen.format.value}
     return Entry(
         name=OURS,
         choice=chosen.name,

@@ -57,6 +57,7 @@ def test_every_variant_is_measured_scored_and_judged(baseline: Variant, splits: 
     found = [candidate.variant.name for candidate in result.candidates if candidate.variant.name != "int8-mixed"]
     assert found == [
         *names,
+        "int8-static-whole",
         *smooth,
         "int8-weights",
         "int4-weights",
@@ -135,8 +136,9 @@ def test_a_model_with_nothing_to_quantise_says_so(tmp_path: Path) -> None:
     model = Variant(name="onnx-fp32", format=Format.ONNX, precision=Precision.FP32, location=str(path))
     inputs = np.random.default_rng(6).standard_normal((40, 2)).astype(np.float32)
     result = run(model, split_samples(Samples(groups=(SampleGroup(inputs={"x": inputs}),)), origin="test"), tmp_path)
-    for name in ("int8-dynamic", "int8-static", "int8-dynamic-smooth", "int8-static-smooth"):
-        operators = "MatMul or Gemm or Conv" if name == "int8-static" else "MatMul or Gemm"
+    sought = {"int8-static": "MatMul or Gemm or Conv", "int8-static-whole": "Conv"}
+    for name in ("int8-dynamic", "int8-static", "int8-static-whole", "int8-dynamic-smooth", "int8-static-smooth"):
+        operators = sought.get(name, "MatMul or Gemm")
         found = result.find(name)
         assert found.verdict is Verdict.REJECTED
         assert found.reason == f"There is nothing to quantise: no {operators} with constant weights."

@@ -16,10 +16,20 @@ from forwardpass.core.tensors import Array
 from forwardpass.core.variants import Format
 from forwardpass.errors import NothingToQuantise
 from forwardpass.optimize.calibration import CalibrationMethod
+from forwardpass.optimize.naming import load_named
 from forwardpass.optimize.probe import int8_saturates
-from forwardpass.optimize.writers import plan_static, write_dynamic, write_fp16_storage, write_graph, write_static
+from forwardpass.optimize.writers import (
+    CHAIN_OPERATORS,
+    plan_static,
+    whole_nodes,
+    write_dynamic,
+    write_fp16_storage,
+    write_graph,
+    write_static,
+)
 from forwardpass.predict import relative_error
 from forwardpass.runtimes import RuntimeOptions, open_runtime
+from forwardpass.runtimes.onnx import save_optimised
 from tests.models import write_cnn, write_embedding, write_mlp
 
 INT8_TOLERANCE = 0.05
@@ -102,6 +112,40 @@ def test_a_depthwise_convolution_stays_in_float(cnn: Path, tmp_path: Path) -> No
     assert "depthwise" not in plan_static(cnn, samples_of(3, 8, 8)).nodes
     static(cnn, tmp_path / "int8.onnx", samples_of(3, 8, 8))
     assert initialisers(tmp_path / "int8.onnx")["w2"].dtype == np.float32
+
+
+def test_from_convolution_to_convolution_nothing_is_in_float(tmp_path: Path) -> None:
+    source, samples = with_shortcut(tmp_path / "cnn.onnx"), samples_of(3, 8, 8)
+    nodes = frozenset(node.name for node in whole_nodes(load_named(source)))
+    plan = plan_static(source, samples, nodes=nodes, operators=CHAIN_OPERATORS)
+    write_static(source, tmp_path / "int8.onnx", plan, method=CalibrationMethod.MINMAX, reduce_range=int8_saturates())
+    assert relative_error(scores(tmp_path / "int8.onnx", samples), scores(source, samples)) < INT8_TOLERANCE
+    save_optimised(tmp_path / "int8.onnx", tmp_path / "fused.onnx", level="extended")
+    fused = [node.op_type for node in onnx.load(str(tmp_path / "fused.onnx")).graph.node]
+    assert fused[:4] == ["QuantizeLinear", "QLinearConv", "QLinearConv", "QLinearAdd"]
+
+
+def test_what_is_added_beside_convolutions_stays_in_float(mlp: Path, tmp_path: Path) -> None:
+    with pytest.raises(NothingToQuantise, match="no Conv with constant weights"):
+        whole_nodes(load_named(mlp))
+    model = onnx.load(str(with_shortcut(tmp_path / "cnn.onnx")))
+    shift = helper.make_node("Add", ["flat", "flat"], ["shifted"], name="of the float part")
+    next(node for node in model.graph.node if node.op_type == "Gemm").input[0] = "shifted"
+    model.graph.node.insert(len(model.graph.node) - 1, shift)
+    chosen = [node.name for node in whole_nodes(model)]
+    assert "shortcut" in chosen
+    assert "of the float part" not in chosen
+
+
+def with_shortcut(path: Path) -> Path:
+    """Write the CNN with a sum of what goes into and comes out of the depthwise convolution."""
+    model = onnx.load(str(write_cnn(path)))
+    pool = next(node for node in model.graph.node if node.op_type == "GlobalAveragePool")
+    pool.input[0] = "sum"
+    places = [place for place, node in enumerate(model.graph.node) if node.op_type == "GlobalAveragePool"]
+    model.graph.node.insert(places[0], helper.make_node("Add", ["r1", "r2"], ["sum"], name="shortcut"))
+    onnx.save(model, str(path))
+    return path
 
 
 def test_weights_beyond_the_range_of_float16_stay_as_they_are(tmp_path: Path) -> None:

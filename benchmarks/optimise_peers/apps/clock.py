@@ -65,11 +65,11 @@ def open_torch(factory: str, weights: str, num_threads: int, compiled: bool = Fa
     return run
 
 
-def open_forwardpass(file: str, format: str, num_threads: int, **_: Any) -> Run:
+def open_forwardpass(file: str, form: str, num_threads: int, **_: Any) -> Run:
     from forwardpass.core.variants import Format
     from forwardpass.runtimes import RuntimeOptions, open_runtime
 
-    runtime = open_runtime(Format(format), file, options=RuntimeOptions(num_threads=num_threads))
+    runtime = open_runtime(Format(form), file, options=RuntimeOptions(num_threads=num_threads))
     return lambda inputs: next(iter(runtime.run(inputs).values()))
 
 

@@ -36,7 +36,7 @@ class Task:
         for file in sorted((self.data / split).glob("*.npz")):
             with np.load(file) as arrays:
                 group = {name: arrays[name] for name in self.input_names}
-                labels = arrays["labels"] if "labels" in arrays else None
+                labels = arrays.get("labels")
             for row in range(len(next(iter(group.values())))):
                 label = int(labels[row]) if labels is not None else number
                 yield {name: array[row : row + 1] for name, array in group.items()}, label

@@ -10,7 +10,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from common import Task
 from olive.workflows import run
 
@@ -93,8 +92,8 @@ def main() -> None:
     if best is None:
         task.finish(failures={"olive": "no candidate met the goals"})
         return
-    metrics = {name: float(np.asarray(value)) for name, value in (best.metrics_value or {}).items()}
-    task.finish({"name": "search", "kind": "onnxruntime", "file": best.model_path}, from_pass=best.from_pass, **metrics)
+    made = {"name": "search", "kind": "onnxruntime", "file": str(best.model_path)}
+    task.finish(made, from_pass=str(best.from_pass), metrics=str(best.metrics_value))
 
 
 if __name__ == "__main__":

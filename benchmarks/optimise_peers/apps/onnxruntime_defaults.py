@@ -6,6 +6,7 @@ https://onnxruntime.ai/docs/performance/model-optimizations/quantization.html
 from __future__ import annotations
 
 import time
+from typing import Any
 
 from common import Task
 from onnxruntime.quantization import CalibrationDataReader, quantize_dynamic, quantize_static
@@ -18,7 +19,8 @@ class Reader(CalibrationDataReader):
     def __init__(self, task: Task) -> None:
         self._rows = task.rows("calibration")
 
-    def get_next(self):
+    def get_next(self) -> dict[str, Any] | None:
+        """Return the inputs of the next row, or None."""
         row = next(self._rows, None)
         return None if row is None else row[0]
 

@@ -14,10 +14,13 @@ from forwardpass.core.variants import Format, Precision, Step, Variant
 from forwardpass.errors import NothingGained, ParityFailed
 from forwardpass.optimize.calibration import CalibrationMethod, convergence, describe_convergence, distance_at_half
 from forwardpass.optimize.gains import NodeGain
+from forwardpass.optimize.naming import load_named
 from forwardpass.optimize.smoothing import plan_smoothing, write_smoothed
 from forwardpass.optimize.writers import (
+    CHAIN_OPERATORS,
     StaticPlan,
     plan_static,
+    whole_nodes,
     write_dynamic,
     write_fp16_storage,
     write_graph,
@@ -26,7 +29,7 @@ from forwardpass.optimize.writers import (
 from forwardpass.predict import FLOAT_TOLERANCE, relative_error
 from forwardpass.runtimes import RuntimeOptions, open_runtime
 
-__all__ = ["FOLDED", "MIXED", "SMOOTHED", "Blueprint", "Workshop", "blueprints", "build", "folded"]
+__all__ = ["FOLDED", "MIXED", "SMOOTHED", "WHOLE", "Blueprint", "Workshop", "blueprints", "build", "folded"]
 
 FOLDED = "folded.onnx"
 """The baseline with constants folded: what quantisation starts from, removed when all variants are made."""
@@ -36,6 +39,9 @@ SMOOTHED = "smoothed.onnx"
 
 MIXED = "int8-mixed"
 """The variant that keeps some nodes in float: those that are slower in 8 bits, and those that the floor needs."""
+
+WHOLE = "int8-static-whole"
+"""The variant that stays in 8 bits from convolution to convolution, through what adds, clips and pools between them."""
 
 RANGES_FROM_FINAL = "ranges_from_final_by_samples"
 RANGES_AT_HALF = "ranges_from_final_at_half"
@@ -81,6 +87,7 @@ def blueprints() -> tuple[Blueprint, ...]:
         Blueprint(name="fp16-storage", precision=Precision.FP16_STORAGE, make=_make_fp16_storage),
         Blueprint(name="int8-dynamic", precision=Precision.INT8_DYNAMIC, make=_make_dynamic),
         Blueprint(name="int8-static", precision=Precision.INT8_STATIC, make=_make_static),
+        Blueprint(name=WHOLE, precision=Precision.INT8_STATIC, make=_make_whole),
         Blueprint(name="int8-dynamic-smooth", precision=Precision.INT8_DYNAMIC, make=_make_dynamic_smooth),
         Blueprint(name="int8-static-smooth", precision=Precision.INT8_STATIC, make=_make_static_smooth),
     )
@@ -117,6 +124,13 @@ def _make_static(workshop: Workshop, target: Path) -> Step:
     return _static(workshop, folded(workshop), target)
 
 
+def _make_whole(workshop: Workshop, target: Path) -> Step:
+    source = folded(workshop)
+    nodes = frozenset(node.name for node in whole_nodes(load_named(source)))
+    plan = plan_static(source, workshop.calibration, nodes=nodes, operators=CHAIN_OPERATORS)
+    return _calibrated(workshop, source, target, plan)[1]
+
+
 def _make_dynamic_smooth(workshop: Workshop, target: Path) -> Step:
     return _also_smooth(_dynamic(workshop, _smoothed(workshop), target))
 
@@ -139,14 +153,19 @@ def _dynamic(workshop: Workshop, source: Path, target: Path) -> Step:
 
 
 def _static(workshop: Workshop, source: Path, target: Path) -> Step:
-    """Calibrate once, write with every method, and keep the file whose answers are nearest to the baseline's."""
     plan = plan_static(source, workshop.calibration)
+    best, step = _calibrated(workshop, source, target, plan)
+    workshop.plans[source] = plan, best
+    return step
+
+
+def _calibrated(workshop: Workshop, source: Path, target: Path, plan: StaticPlan) -> tuple[CalibrationMethod, Step]:
+    """Write with every calibration method, and keep the file whose answers are nearest to the baseline's."""
     errors = {method: _trial(workshop, source, plan, method, target) for method in CalibrationMethod}
     best = min(errors, key=lambda method: errors[method])
-    workshop.plans[source] = plan, best
     write_static(source, target, plan, method=best, reduce_range=workshop.reduce_range)
     points = convergence(list(plan.histograms.values()), best)
-    return Step(
+    step = Step(
         operation="quantise-static",
         parameters=(
             ("weights", "s8 per channel"),
@@ -159,6 +178,7 @@ def _static(workshop: Workshop, source: Path, target: Path) -> Step:
             ("num_nodes", len(plan.nodes)),
         ),
     )
+    return best, step
 
 
 def _trial(workshop: Workshop, source: Path, plan: StaticPlan, method: CalibrationMethod, target: Path) -> float:

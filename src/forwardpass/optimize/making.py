@@ -14,7 +14,7 @@ from forwardpass.core.metrics import Metric
 from forwardpass.core.protocols import Progress
 from forwardpass.core.variants import Format, Precision, Variant
 from forwardpass.errors import ForwardpassError, MissingExtra, NothingGained, NothingToQuantise, StorageFailed
-from forwardpass.optimize.candidates import MIXED, Workshop, blueprints, build, folded
+from forwardpass.optimize.candidates import MIXED, WHOLE, Workshop, blueprints, build, folded
 from forwardpass.optimize.entries import SHARE_OF_MAKING, SHARE_OF_SCORING, Entry, Search, as_sentence
 from forwardpass.optimize.gains import describe_node, measure_gains
 from forwardpass.optimize.mixing import MixedWork, build_mixed, layers_of
@@ -124,7 +124,10 @@ def make_mixed(
     static = [
         it.validation.value
         for it in entries
-        if it.validation and it.variant.format is Format.ONNX and it.variant.precision is Precision.INT8_STATIC
+        if it.validation
+        and it.variant.format is Format.ONNX
+        and it.variant.precision is Precision.INT8_STATIC
+        and it.variant.name != WHOLE
     ]
     if not static:
         return []

@@ -92,7 +92,7 @@ RULES = (
         applies=lambda situation: situation.is_x86 or not situation.machine.instruction_sets,
     ),
     Rule(
-        what="INT8 depthwise convolutions",
+        what="INT8 depthwise convolutions among convolutions in float",
         reason="they move more bytes than they compute, and the conversions around them cost more than is saved",
         evidence="0.65 to 0.78 times as fast as FP32 on AVX2",
         applies=lambda situation: not situation.layers or bool(_depthwise(situation)),

@@ -19,12 +19,14 @@ from forwardpass.runtimes import RuntimeOptions
 from forwardpass.runtimes.onnx import OnnxRuntime, save_optimised
 
 __all__ = [
+    "CHAIN_OPERATORS",
     "MATRIX_OPERATORS",
     "QUANTISED_OPERATORS",
     "StaticPlan",
     "exposing",
     "plan_static",
     "quantisable_nodes",
+    "whole_nodes",
     "write_dynamic",
     "write_fp16_storage",
     "write_graph",
@@ -40,6 +42,12 @@ MATRIX_OPERATORS = ("MatMul", "Gemm")
 QUANTISED_OPERATORS = (*MATRIX_OPERATORS, "Conv")
 """Where the arithmetic is. A matrix product leaves its output in float, since ONNX Runtime fuses the scaling into it
 and nothing behind it (bias, GELU, LayerNorm) runs in 8 bits; a convolution needs its output quantised to be fused."""
+
+
+CHAIN_OPERATORS = (
+    *QUANTISED_OPERATORS, "Add", "Relu", "Clip", "MaxPool", "AveragePool", "GlobalAveragePool"
+)  # fmt: skip
+"""What between convolutions runs on bytes as well: with all of it in 8 bits, nothing on the way is converted."""
 
 
 def write_graph(source: Path, target: Path) -> None:
@@ -94,13 +102,20 @@ def write_dynamic(source: Path, target: Path, *, reduce_range: bool) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class StaticPlan:
-    """Which nodes are quantised, and what is known of the tensors at their ends."""
+    """Which nodes are quantised, of which operators, and what is known of the tensors at their ends."""
 
     nodes: tuple[str, ...]
     histograms: Mapping[str, TensorHistogram]
+    operators: tuple[str, ...] = QUANTISED_OPERATORS
 
 
-def plan_static(source: Path, samples: Samples, *, nodes: Set[str] | None = None) -> StaticPlan:
+def plan_static(
+    source: Path,
+    samples: Samples,
+    *,
+    nodes: Set[str] | None = None,
+    operators: tuple[str, ...] = QUANTISED_OPERATORS,
+) -> StaticPlan:
     """Choose the nodes and run the samples, one at a time and twice, to see the ranges of their activations.
 
     `nodes` names the nodes; without it, they are all but depthwise convolutions, which are slower as a rule.
@@ -115,7 +130,7 @@ def plan_static(source: Path, samples: Samples, *, nodes: Set[str] | None = None
         if nodes is None
         else [node for node in model.graph.node if node.name in nodes]
     )
-    names = sorted({name for node in chosen for name in (node.input[0], node.output[0])} - constants)
+    names = sorted({name for node in chosen for name in _ends(node)} - constants)
     runtime = exposing(model, names)
 
     # Groups are ordered by shape; to see ranges settle, every prefix has to look like the whole.
@@ -127,7 +142,7 @@ def plan_static(source: Path, samples: Samples, *, nodes: Set[str] | None = None
             answers = runtime.run(group.inputs)
             yield {name: answers.get(name, group.inputs.get(name, _EMPTY)) for name in names}
 
-    return StaticPlan(nodes=tuple(node.name for node in chosen), histograms=calibrate(calls))
+    return StaticPlan(nodes=tuple(node.name for node in chosen), histograms=calibrate(calls), operators=operators)
 
 
 def write_static(
@@ -151,7 +166,7 @@ def write_static(
             tensors_range=TensorsData(WriterMethod.MinMax, tensors),
             nodes_to_quantize=list(plan.nodes),
             nodes_to_exclude=[],
-            op_types_to_quantize=list(QUANTISED_OPERATORS),
+            op_types_to_quantize=list(plan.operators),
             extra_options={
                 "MatMulConstBOnly": True,
                 "OpTypesToExcludeOutputQuantization": list(MATRIX_OPERATORS),
@@ -166,6 +181,11 @@ _FROM_GEMM = "_MatMul"
 at the names that it was given."""
 
 _EMPTY = np.zeros(1, np.float32)
+
+
+def _ends(node: onnx.NodeProto) -> tuple[str, ...]:
+    """Return the tensors that a node reads and writes, besides its constants."""
+    return (*node.input[: 2 if node.op_type == "Add" else 1], node.output[0])
 
 
 def _array(ends: Range, name: str) -> Array:
@@ -192,6 +212,28 @@ def quantisable_nodes(model: onnx.ModelProto, operators: Sequence[str]) -> list[
     if not nodes:
         raise NothingToQuantise(operators=operators)
     return nodes
+
+
+def whole_nodes(model: onnx.ModelProto) -> list[onnx.NodeProto]:
+    """Return the convolutions, depthwise ones too, what runs on their bytes behind them, and the matrix products.
+
+    Raises:
+        NothingToQuantise: there is no convolution with constant weights.
+    """
+    constants = {tensor.name for tensor in model.graph.initializer}
+    chosen: list[onnx.NodeProto] = []
+    in_bytes: set[str] = set()
+    for node in model.graph.node:  # which come in the order of computation
+        if node.op_type in QUANTISED_OPERATORS:
+            fits = node.input[0] not in constants and node.input[1] in constants
+        else:
+            fits = node.op_type in CHAIN_OPERATORS and in_bytes.issuperset(_ends(node)[:-1])
+        if fits:
+            chosen.append(node)
+            in_bytes.update([] if node.op_type in MATRIX_OPERATORS else node.output)
+    if not any(node.op_type == "Conv" for node in chosen):
+        raise NothingToQuantise(operators=("Conv",))
+    return chosen
 
 
 def _is_quantisable(node: onnx.NodeProto, constants: set[str], model: onnx.ModelProto) -> bool:
