@@ -38,6 +38,8 @@ Answer: TypeAlias = Callable[[Result], None]
 HANG_FACTOR = 20
 INTERNAL = "The answer could not be given because of an error in the server; its log says more."
 NO_BATCH = Batch()
+RELEARN_S = 5e-3
+"""How old what an empty line knows of the latency may be: it does not need it for what comes next."""
 
 log = logging.getLogger("forwardpass.serve")
 
@@ -117,6 +119,9 @@ class Line(Protocol):
     def expire(self, now_s: float, batches: Sequence[Any]) -> float | None:
         """Answer those whose deadline has passed, waiting or running; return the next deadline."""
 
+    def add_counts(self, metrics: ModelMetrics) -> None:
+        """Add what was counted since the last call."""
+
     def statistics(self) -> tuple[int, int, int, int, int, int, int]:
         """Return what the line holds and has done, in the order of `QueueStatistics`."""
 
@@ -171,6 +176,7 @@ class Dispatcher:
         self._alarm: asyncio.TimerHandle | None = None
         self._line: Line | None = None
         self._is_turn_of_line = False
+        self._relearn_s = 0.0
 
     def add_line(self, line: Line) -> None:
         """Take batches from `line`, too; where it and the queue have something to run, they take turns."""
@@ -353,7 +359,8 @@ class Dispatcher:
         # Until the worker was done, not until this loop got to it: a loop that is busy refusing would believe that the
         # model had become slow, and go on refusing what the idle worker could answer.
         self._queue.observe(lane.running, max(message.ended_s - lane.started_s, 0.0))
-        if self._line is not None:
+        if self._line is not None and (len(self._line) or message.ended_s > self._relearn_s):
+            self._relearn_s = message.ended_s + RELEARN_S
             self._line.learn(self._queue.curve(self._line.row_size))
         if lane.line_batch is not None:
             self._answer_line(lane, message)

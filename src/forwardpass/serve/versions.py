@@ -50,7 +50,8 @@ class ModelVersion:
         cores = len(os.sched_getaffinity(0))
         self.sizing = choose_sizing(self.variant, settings, slo=self.slo, num_cores=cores)
         self.timeout_s = settings.timeout_s or (self.slo.limit_s if self.slo else DEFAULT_TIMEOUT_S)
-        self.metrics = ModelMetrics(slo_s=self.slo.limit_s if self.slo else None)
+        self._metrics = ModelMetrics(slo_s=self.slo.limit_s if self.slo else None)
+        self._line: Line | None = None
         self.writer = ResponseWriter(model, number)
         self.processor: Processor | None = None
         self.num_open = 0
@@ -71,7 +72,7 @@ class ModelVersion:
             signature=self.signature,
             queue=self._queue,
             padding=self._padding,
-            metrics=self.metrics,
+            metrics=self._metrics,
             hang_s=settings.hang_s,
         )
 
@@ -165,11 +166,19 @@ class ModelVersion:
 
     def add_line(self, line: Line) -> None:
         """Take requests from there, too."""
+        self._line = line
         self._dispatcher.add_line(line)
 
     def on_news(self, deadline_s: float | None) -> None:
         """The line has new requests, the first of which is of use until `deadline_s`."""
         self._dispatcher.on_news(deadline_s)
+
+    @property
+    def metrics(self) -> ModelMetrics:
+        """What was counted, that of the line included."""
+        if self._line is not None:
+            self._line.add_counts(self._metrics)
+        return self._metrics
 
     @property
     def encoder(self) -> Encoder | None:
@@ -191,7 +200,7 @@ class ModelVersion:
 
     def failed(self, error: RequestError) -> None:
         """Count a request that did not come as far as the queue."""
-        self.metrics.finished(error, 0.0, 0)
+        self._metrics.finished(error, 0.0, 0)
 
     @property
     def is_ready(self) -> bool:

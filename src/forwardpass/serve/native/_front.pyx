@@ -247,7 +247,7 @@ cdef class Line:
     # counted since the last `take_counts`
     cdef vector[double] edges
     cdef vector[long] totals, queues
-    cdef double total_s, queue_s, failed_s
+    cdef double total_s, queue_s, failed_s, last_s
     cdef long num_ok, num_ok_rows, num_overloaded, num_late
     # a refusal that was put into words a moment ago
     cdef bytes refusal
@@ -584,6 +584,7 @@ cdef class Line:
         cdef vector[const char *] rows
         cdef string text
         cdef size_t i, end
+        self.last_s = now_s
         PyObject_GetBuffer(arena, &view, PyBUF_SIMPLE)
         try:
             for i in range(self.outputs.size()):
@@ -672,7 +673,7 @@ cdef class Line:
         totals = [(i, self.totals[i]) for i in range(self.totals.size()) if self.totals[i]]
         queues = [(i, self.queues[i]) for i in range(self.queues.size()) if self.queues[i]]
         counts = (totals, self.total_s, queues, self.queue_s, self.num_ok, self.num_ok_rows, self.num_overloaded,
-                  self.num_late, self.failed_s)
+                  self.num_late, self.failed_s, self.last_s)
         for i in range(self.totals.size()):
             self.totals[i] = self.queues[i] = 0
         self.total_s = self.queue_s = self.failed_s = 0.0
@@ -847,7 +848,7 @@ cdef class Front:
             return 0
         connection.is_told = False
         while True:
-            if connection.capacity - connection.size < FIRST_BYTES // 2 and not self._grow(connection):
+            if connection.capacity - connection.size < <size_t> (FIRST_BYTES // 2) and not self._grow(connection):
                 self._drop(connection)
                 return 0
             room = connection.capacity - connection.size

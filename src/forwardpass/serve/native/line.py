@@ -16,6 +16,7 @@ from forwardpass.protocol import NAMES
 from forwardpass.serve.channel import Arena, Done, Placed
 from forwardpass.serve.dispatching import Request
 from forwardpass.serve.http import render
+from forwardpass.serve.metrics import ModelMetrics
 from forwardpass.serve.responses import error_response
 from forwardpass.serve.rest import answering, decode_call
 from forwardpass.serve.versions import ModelVersion
@@ -56,7 +57,6 @@ class VersionLine:
 
         self._version = version
         self._front = front
-        self._metrics = version.metrics
         (given,) = version.signature.inputs
         dims = [size for size in given.shape[1:] if isinstance(size, int)]
         self.row_size = math.prod(dims)
@@ -71,7 +71,7 @@ class VersionLine:
             before=_before(version),
             outputs=[_described(spec) for spec in version.signature.outputs],
             batch_sizes=version.sizing.batch_sizes,
-            edges=self._metrics.total.edges,
+            edges=version.metrics.total.edges,
             max_batch_rows=version.max_batch_rows,
             max_queue_rows=version.settings.max_queue_rows,
             num_workers=version.sizing.num_workers,
@@ -128,7 +128,6 @@ class VersionLine:
                 return False
             offsets.append(placed.offset)
         self.line.finish(batch, arena.memory, offsets, started_s, time.monotonic())
-        self._flush_counts()
         return True
 
     def release(self, batch: NativeBatch) -> list[Request]:
@@ -141,9 +140,30 @@ class VersionLine:
 
     def expire(self, now_s: float, batches: Iterable[NativeBatch]) -> float | None:
         """Answer those whose deadline has passed; return the next deadline."""
-        earliest_s = self.line.expire(now_s, batches)
-        self._flush_counts()
-        return earliest_s
+        return self.line.expire(now_s, batches)
+
+    def add_counts(self, metrics: ModelMetrics) -> None:
+        """Add what was counted since the last call."""
+        totals, total_s, queues, queue_s, num_ok, num_rows, num_refused, num_late, failed_s, last_s = (
+            self.line.take_counts()
+        )
+        for at, count in totals:
+            metrics.total.counts[at] += count
+        for at, count in queues:
+            metrics.queue.counts[at] += count
+        metrics.total.total += total_s
+        metrics.queue.total += queue_s
+        metrics.failed_s += failed_s
+        metrics.outcomes.update(
+            {
+                word: count
+                for word, count in (("ok", num_ok), (Overloaded.slug, num_refused), (DeadlineExceeded.slug, num_late))
+                if count
+            }
+        )
+        metrics.num_rows += num_rows
+        if num_ok:
+            metrics.last_s = max(metrics.last_s, time.time() - (time.monotonic() - last_s))
 
     def statistics(self) -> tuple[int, int, int, int, int, int, int]:
         """Return what the line holds and has done, in the order of `QueueStatistics`."""
@@ -162,7 +182,6 @@ class VersionLine:
 
     def on_news(self) -> None:
         """Requests have come, or were refused."""
-        self._flush_counts()
         self._version.on_news(self.line.take_deadline())
 
     def refusal(self, kind: int, wait_s: float, fact: float) -> bytes:
@@ -189,25 +208,6 @@ class VersionLine:
             exchange.on_abandoned = request.abandon
             requests.append(request)
         return requests
-
-    def _flush_counts(self) -> None:
-        totals, total_s, queues, queue_s, num_ok, num_rows, num_refused, num_late, failed_s = self.line.take_counts()
-        metrics = self._metrics
-        for at, count in totals:
-            metrics.total.counts[at] += count
-        for at, count in queues:
-            metrics.queue.counts[at] += count
-        metrics.total.total += total_s
-        metrics.queue.total += queue_s
-        metrics.failed_s += failed_s
-        if num_ok:
-            metrics.outcomes["ok"] += num_ok
-            metrics.num_rows += num_rows
-            metrics.last_s = time.time()
-        if num_refused:
-            metrics.outcomes[Overloaded.slug] += num_refused
-        if num_late:
-            metrics.outcomes[DeadlineExceeded.slug] += num_late
 
 
 def _rendered(error: ForwardpassError) -> bytes:
