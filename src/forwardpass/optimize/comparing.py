@@ -39,7 +39,7 @@ def profile_all(
         progress(text, done=start + (1 - start) * done)
 
     running = [entry for entry in entries if not entry.failure]
-    settings, num_measured = fit_profile(search.settings.profile, len(running), search.budget.left_s)
+    settings, num_measured = fit_profile(search.settings.profile, len(running), search.budget.left_s, search.pace)
     for entry in _least_promising(running, needed)[: max(len(running) - num_measured, 0)]:
         search.left_out.append(f"{entry.variant.name} was not measured: {search.budget}")
         running.remove(entry)
@@ -53,7 +53,9 @@ def profile_all(
         profiles = search.store.find(key, tuple[VariantProfile, ...])
         try:
             if profiles is None:
-                profiles = profile_variants(variants, calls, settings=settings, progress=show)
+                profiles = profile_variants(
+                    variants, calls, settings=settings, progress=show, has_time=lambda: search.budget.left_s > 0
+                )
                 search.store.keep(key, profiles)
         except ChildFailed as error:
             lost = next((entry for entry in running if purpose_of(entry.variant) == error.purpose), None)

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from forwardpass.core.metrics import Metric, Scores
 from forwardpass.core.variants import Variant
-from forwardpass.optimize.budget import Budget
+from forwardpass.optimize.budget import Budget, Pace, least_profile, profile_s
 from forwardpass.optimize.results import ResultStore
 from forwardpass.optimize.values import LayerEvidence, OptimizeSettings, SearchStep, Target
 from forwardpass.profile import VariantProfile
 
 __all__ = ["SHARE_OF_MAKING", "SHARE_OF_SCORING", "Entry", "Search", "as_sentence"]
 
+SHARE_OF_BUDGET_FOR_SEARCH = 0.5
+LEAST_MAKING_S = 0.5
+"""Of imports and small files; what takes no longer says nothing of how slow the machine is."""
 SHARE_OF_MAKING, SHARE_OF_SCORING = 0.15, 0.15
 """Of the progress that is shown; measuring is the rest."""
 
@@ -40,6 +46,13 @@ class Search:
     budget: Budget
     key: str
     """A hash of the model, the samples, the software and the machine."""
+    pace: Pace = field(default_factory=Pace)
+    scoring_s: float = 0.0
+    """What scoring the float model took."""
+    slowness: float = 1.0
+    """How many times as long as estimated variants have taken to make, at most."""
+    num_to_measure: int = 0
+    """The candidates that were made and scored so far."""
     layers: tuple[LayerEvidence, ...] = ()
     path: list[SearchStep] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
@@ -54,8 +67,30 @@ class Search:
         """Rows of the call that single nodes are measured with."""
         return 1 if self.settings.target is Target.LATENCY else max(self.settings.profile.batch_sizes)
 
+    def has_time(self, making_s: float | None = None, *, least: int = 0) -> bool:
+        """Tell whether one more variant, or trial, can be made and scored before the time for measuring begins.
+
+        Measuring gets half of the budget, for what is not measured cannot be chosen; if the model is so slow that fewer
+        than `least` variants come about in the first half, one more may be made for as long as it can be measured.
+        """
+        if making_s is None:
+            making_s = self.pace.making_s(num_writes=1, num_calls=0)
+        reserved_s = (self.num_to_measure + 1) * profile_s(least_profile(self.settings.profile), self.pace)
+        if self.budget.left_s - self.slowness * making_s - self.scoring_s < reserved_s:
+            return False
+        return self.budget.has_time(SHARE_OF_BUDGET_FOR_SEARCH) or self.num_to_measure < least
+
+    @contextmanager
+    def learning(self, making_s: float) -> Iterator[None]:
+        """Learn from what is done inside how long it takes in truth."""
+        start_s = time.monotonic()
+        yield
+        if self.budget.total_s is not None:
+            self.slowness = max(self.slowness, (time.monotonic() - start_s) / max(making_s, LEAST_MAKING_S))
+
     def note(self, entry: Entry, metric: Metric, verb: str = "made and scored") -> None:
         """Put a candidate into the path of the search."""
+        self.num_to_measure += not entry.failure
         score = entry.validation.value if entry.validation is not None else None
         outcome = entry.failure or f"{verb}, {metric.name} {score:.4g} on the validation samples"
         self.path.append(SearchStep(what=entry.variant.name, outcome=outcome, score=score))

@@ -14,12 +14,13 @@ from forwardpass.core.metrics import Metric
 from forwardpass.core.protocols import Progress
 from forwardpass.core.variants import Format, Precision, Variant
 from forwardpass.errors import ForwardpassError, MissingExtra, NothingGained, NothingToQuantise, StorageFailed
-from forwardpass.optimize.candidates import MIXED, WHOLE, Workshop, blueprints, build, folded
+from forwardpass.optimize.candidates import MIXED, WHOLE, Blueprint, Workshop, blueprints, build, folded
 from forwardpass.optimize.entries import SHARE_OF_MAKING, SHARE_OF_SCORING, Entry, Search, as_sentence
 from forwardpass.optimize.gains import describe_node, measure_gains
 from forwardpass.optimize.mixing import MixedWork, build_mixed, layers_of
 from forwardpass.optimize.naming import load_named
 from forwardpass.optimize.results import content_key, hash_file
+from forwardpass.optimize.sampling import RUNS_OF_CALIBRATION
 from forwardpass.optimize.scoring import Scorer, score_one
 from forwardpass.optimize.values import LayerEvidence, SearchStep
 from forwardpass.optimize.verdicts import floor_score
@@ -27,7 +28,6 @@ from forwardpass.optimize.weighting import WEIGHTS, WeightWork, build_weights, e
 from forwardpass.optimize.weights import weight_nodes
 
 __all__ = [
-    "SHARE_OF_BUDGET_FOR_MAKING",
     "MadeVariant",
     "attempt",
     "make_all",
@@ -39,10 +39,12 @@ __all__ = [
     "record",
 ]
 
-SHARE_OF_BUDGET_FOR_GAINS = 0.15
-SHARE_OF_BUDGET_FOR_MAKING, SHARE_OF_BUDGET_FOR_SEARCH = 0.35, 0.5
-"""Of a budget: no node is measured after the first, no variant begun after the second, no further set of nodes tried
-after the third. Measuring gets the rest, for what is not measured cannot be chosen."""
+SHARE_OF_REST_FOR_GAINS = 0.15
+"""Of what is left of a budget, for measuring single nodes."""
+LEAST_VARIANTS = 2
+"""Beside the float model, as many are made as long as they can be measured, however slow the model."""
+MOST_PROMISING = ("int8-static", "int8-dynamic", "int8-static-smooth", "int8-dynamic-smooth")
+"""What is made first where there is no time for everything."""
 
 
 class MadeVariant(msgspec.Struct, frozen=True, kw_only=True):
@@ -57,22 +59,35 @@ class MadeVariant(msgspec.Struct, frozen=True, kw_only=True):
     is_needless: bool = False
 
 
-def make_all(workshop: Workshop, search: Search, progress: Progress) -> list[Entry]:
-    """Make every variant that has a recipe of its own, as many as there is time for."""
-    entries = []
+def make_all(
+    workshop: Workshop, search: Search, scorer: Scorer, metric: Metric, needed: frozenset[str], progress: Progress
+) -> list[Entry]:
+    """Make and score every variant that has a recipe of its own, as many as there is time for."""
     plans = blueprints()
-    for number, blueprint in enumerate(plans):
-        if not search.budget.has_time(SHARE_OF_BUDGET_FOR_MAKING):
+    found: dict[str, Entry] = {}
+    for number, blueprint in enumerate(sorted(plans, key=_promise) if search.budget.total_s else plans):
+        making_s = search.pace.making_s(
+            num_writes=blueprint.num_writes,
+            num_calls=blueprint.num_calibrations * RUNS_OF_CALIBRATION * len(workshop.calibration),
+        )
+        if not search.has_time(making_s, least=len(needed) + LEAST_VARIANTS):
             search.left_out.append(f"{blueprint.name} was not made: {search.budget}")
             continue
-        progress(f"making {blueprint.name}", done=SHARE_OF_MAKING * number / len(plans))
+        progress(f"making {blueprint.name}", done=(SHARE_OF_MAKING + SHARE_OF_SCORING) * number / len(plans))
         key = content_key("variant", search.key, blueprint.name, workshop.reduce_range)
         entry = recall(search.store.find(key, MadeVariant), workshop)
         if entry is None:
-            entry = attempt(blueprint.name, blueprint.precision, workshop, partial(build, blueprint, workshop))
+            with search.learning(making_s):
+                entry = attempt(blueprint.name, blueprint.precision, workshop, partial(build, blueprint, workshop))
             search.store.keep(key, record(entry))
-        entries.append(entry)
-    return entries
+        score_one(entry, scorer, is_needed=False)
+        found[blueprint.name] = entry
+        search.note(entry, metric)
+    return [found[blueprint.name] for blueprint in plans if blueprint.name in found]
+
+
+def _promise(blueprint: Blueprint) -> int:
+    return MOST_PROMISING.index(blueprint.name) if blueprint.name in MOST_PROMISING else len(MOST_PROMISING)
 
 
 def record(entry: Entry, **evidence: Any) -> MadeVariant:
@@ -97,16 +112,19 @@ def recall(made: MadeVariant | None, workshop: Workshop) -> Entry | None:
 
 def measure_nodes(workshop: Workshop, search: Search, progress: Progress) -> Workshop:
     """Measure what fewer bits gain in every node, if time is what counts, and give it to the writers."""
-    if not search.is_for_speed:
-        return workshop
+    gains_s = SHARE_OF_REST_FOR_GAINS * search.budget.left_s if search.budget.total_s is not None else 0.0
+    first_s = search.pace.making_s(num_writes=1, num_calls=0)
+    if not search.is_for_speed or not search.has_time(first_s + gains_s, least=search.num_to_measure + 1):
+        return workshop  # a whole variant says more than the gains of its nodes
     progress("measuring nodes in fewer bits", done=0.0)
+    enough_s = search.budget.left_s - gains_s
     gains = measure_gains(
         folded(workshop),
         workshop.calibration,
         store=search.store,
         reduce_range=workshop.reduce_range,
         num_rows=search.num_rows,
-        has_time=lambda: search.budget.has_time(SHARE_OF_BUDGET_FOR_GAINS),
+        has_time=lambda: search.budget.left_s >= enough_s,
     )
     return replace(workshop, gains=gains)
 
@@ -131,7 +149,7 @@ def make_mixed(
     ]
     if not static:
         return []
-    if not search.budget.has_time(SHARE_OF_BUDGET_FOR_MAKING):
+    if not search.has_time():
         search.left_out.append(f"{MIXED} was not made: {search.budget}")
         return []
     progress(f"making {MIXED}", done=SHARE_OF_MAKING + SHARE_OF_SCORING)
@@ -152,7 +170,7 @@ def make_mixed(
             is_for_speed=search.is_for_speed,
             static_holds=any(scorer.is_within(score, floor) for score in static),
             num_rows=search.num_rows,
-            has_time=lambda: search.budget.has_time(SHARE_OF_BUDGET_FOR_SEARCH),
+            has_time=search.has_time,
         )
         entry, made = _attempt_mixed(work)
         if work.is_finished:
@@ -200,11 +218,11 @@ def make_weights(
         is_for_speed=search.is_for_speed,
         gains=workshop.gains,
         num_rows=search.num_rows,
-        has_time=lambda: search.budget.has_time(SHARE_OF_BUDGET_FOR_SEARCH),
+        has_time=search.has_time,
     )
     entries = []
     for bits, (name, precision) in WEIGHTS.items():
-        if not search.budget.has_time(SHARE_OF_BUDGET_FOR_MAKING):
+        if not search.has_time():
             search.left_out.append(f"{name} was not made: {search.budget}")
             continue
         progress(f"making {name}", done=SHARE_OF_MAKING + SHARE_OF_SCORING)
@@ -238,7 +256,7 @@ def make_int8_of(
     entries = []
     for variant in variants:
         name = f"{variant.name}-{blueprint.name}"
-        if not search.budget.has_time(SHARE_OF_BUDGET_FOR_SEARCH):
+        if not search.has_time():
             search.left_out.append(f"{name} was not made: {search.budget}")
             continue
         progress(f"making {name}", done=SHARE_OF_MAKING + SHARE_OF_SCORING)

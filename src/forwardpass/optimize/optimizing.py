@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,7 +13,7 @@ from forwardpass.core.samples import Samples, SampleSplits, fingerprint_samples
 from forwardpass.core.variants import Format, Variant
 from forwardpass.core.version import VERSION
 from forwardpass.errors import InvalidModel, InvalidOption
-from forwardpass.optimize.budget import Budget
+from forwardpass.optimize.budget import Budget, Pace
 from forwardpass.optimize.candidates import Workshop
 from forwardpass.optimize.comparing import profile_all
 from forwardpass.optimize.entries import Entry, Search
@@ -20,17 +21,22 @@ from forwardpass.optimize.making import make_all, make_int8_of, make_mixed, make
 from forwardpass.optimize.probe import int8_saturates
 from forwardpass.optimize.results import ResultStore, content_key, hash_file
 from forwardpass.optimize.rules import Situation, rules_that_apply
+from forwardpass.optimize.sampling import fit_splits
 from forwardpass.optimize.scoring import Scorer, score_all
 from forwardpass.optimize.torch_route import make_torch
 from forwardpass.optimize.values import Optimization, OptimizeSettings, Route
 from forwardpass.optimize.verdicts import caution_about, choose_entry, describe_entry, floor_score
 from forwardpass.profile import describe_machine
 from forwardpass.runtimes import RuntimeOptions, open_runtime
+from forwardpass.runtimes.options import num_available_cores
 
 if TYPE_CHECKING:
     from forwardpass.optimize.torch_writers import TorchModel
 
 __all__ = ["optimize_model"]
+
+NUM_PACE_CALLS = 3
+"""The first allocates, of the others the longer one counts on the side of too slow."""
 
 
 def optimize_model(
@@ -45,6 +51,7 @@ def optimize_model(
     also: Sequence[Variant] = (),
     axes: Mapping[str, Mapping[int, str]] | None = None,
     memory: Path | None = None,
+    spent_s: float = 0.0,
 ) -> Optimization:
     """Make and measure variants of `baseline`, the ONNX form of `source`, and choose one.
 
@@ -54,6 +61,7 @@ def optimize_model(
     The search sees the calibration and validation splits; the test split is scored once, for the report. A candidate
     that cannot be made or run is reported as failed and does not stop the others. What was made and measured is
     remembered by its content in the folder `memory` (`.search` in `workdir`): a search that was killed goes on there.
+    `spent_s` seconds of the budget have gone before, into the conversion.
 
     Raises:
         InvalidOption: the absolute floor is better than the source itself, or a route does not fit the source.
@@ -65,35 +73,43 @@ def optimize_model(
     """
     splits.check_disjoint(origin="the given splits")
     _check_routes(source, settings)
-    _check_takes_one_row(baseline)
-    calibration = splits.calibration.head(settings.max_calibration_samples)
+    budget = Budget(total_s=settings.budget_s, start_s=time.monotonic() - spent_s)
+    pace = _pace(baseline, splits.calibration)
+    used = fit_splits(splits, settings, budget, pace)
+    splits, calibration = used.splits, used.splits.calibration
     search = Search(
         settings=settings,
         store=ResultStore(memory or workdir / ".search"),
-        budget=Budget(total_s=settings.budget_s),
+        budget=budget,
         key=_search_key(baseline, splits, calibration),
+        pace=pace,
+        left_out=list(used.left_out),
     )
     entries = [Entry(variant=source)]
     if baseline != source:
         entries.append(Entry(variant=baseline))
     needed = frozenset({source.name, baseline.name})
+    search.num_to_measure = len(entries)
     scorer = Scorer(splits=splits, metric=metric)
     saturates = int8_saturates()
     workshop = Workshop(baseline=baseline, calibration=calibration, folder=workdir, reduce_range=saturates)
     try:
+        start_s = time.monotonic()
         score_all(entries, scorer, progress, needed=needed)
+        search.scoring_s = (time.monotonic() - start_s) / len(entries)
         _check_floor(entries[0], metric, settings)
         made: list[Entry] = []
         if Route.ONNX in settings.routes:
             workshop = measure_nodes(workshop, search, progress)
-            made += make_all(workshop, search, progress)
+            made += make_all(workshop, search, scorer, metric, needed, progress)
+        others = [Entry(variant=variant) for variant in also]
         if Route.TORCH in settings.routes:
-            made += make_torch(_torch_model(source, baseline, calibration, axes or {}), workshop, search, progress)
-        made += [Entry(variant=variant) for variant in also]
-        score_all(made, scorer, progress, needed=needed)
-        for entry in made:
+            model = _torch_model(source, baseline, calibration, axes or {})
+            others = [*make_torch(model, workshop, search, progress), *others]
+        score_all(others, scorer, progress, needed=needed)
+        for entry in others:
             search.note(entry, metric)
-        entries += made
+        entries += [*made, *others]
         if Route.ONNX in settings.routes:
             entries += make_mixed(workshop, search, entries, scorer, metric, progress)
             entries += make_weights(workshop, search, entries[0], scorer, metric, progress)
@@ -170,11 +186,29 @@ def _check_floor(source: Entry, metric: Metric, settings: OptimizeSettings) -> N
     )
 
 
-def _check_takes_one_row(baseline: Variant) -> None:
-    """Refuse a model that runs, say, four rows a call and no other number: a request is one row."""
-    signature = open_runtime(baseline.format, baseline.location, options=RuntimeOptions()).signature
-    for spec in signature.inputs:
+def _pace(baseline: Variant, samples: Samples) -> Pace:
+    """See how long the float model takes to load and to answer one row.
+
+    Raises:
+        InvalidModel: it runs, say, four rows a call and no other number: a request is one row.
+    """
+    start_s = time.monotonic()
+    runtime = open_runtime(
+        baseline.format, baseline.location, options=RuntimeOptions(num_threads=num_available_cores())
+    )
+    for spec in runtime.signature.inputs:
         num_rows = spec.shape[0] if spec.shape else 1
         if isinstance(num_rows, int) and num_rows != 1:
             reason = f"the first axis of its input '{spec.name}' is fixed at {num_rows}, and a request is one row"
             raise InvalidModel(path=baseline.location, reason=f"{reason}; export it with a dynamic batch axis")
+    loaded_s = time.monotonic()
+    calls_s = []
+    for group in samples.head(NUM_PACE_CALLS).batches(1):
+        before_s = time.monotonic()
+        runtime.run(group.inputs)
+        calls_s.append(time.monotonic() - before_s)
+    return Pace(
+        load_s=loaded_s - start_s,
+        call_s=sorted(calls_s)[len(calls_s) // 2] if calls_s else 0.0,
+        num_bytes=Path(baseline.location).stat().st_size,
+    )

@@ -14,7 +14,7 @@ from forwardpass.core.variants import SUFFIXES, Format, Precision, Recipe, Step,
 from forwardpass.errors import MissingExtra, NothingGained
 from forwardpass.optimize.candidates import Workshop
 from forwardpass.optimize.entries import SHARE_OF_MAKING, Entry, Search
-from forwardpass.optimize.making import SHARE_OF_BUDGET_FOR_MAKING, MadeVariant, attempt, recall, record
+from forwardpass.optimize.making import MadeVariant, attempt, recall, record
 from forwardpass.optimize.results import content_key
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def _make(
     search: Search,
     progress: Progress,
 ) -> Entry | None:
-    if not search.budget.has_time(SHARE_OF_BUDGET_FOR_MAKING):
+    if not search.has_time():
         search.left_out.append(f"{name} was not made: {search.budget}")
         return None
     progress(f"making {name}", done=SHARE_OF_MAKING)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -70,21 +70,29 @@ _ORDER_SEED = 20261101
 
 
 def profile_variants(
-    variants: Sequence[Variant], calls: CallSets, *, settings: ProfileSettings, progress: Progress
+    variants: Sequence[Variant],
+    calls: CallSets,
+    *,
+    settings: ProfileSettings,
+    progress: Progress,
+    has_time: Callable[[], bool] = lambda: True,
 ) -> tuple[VariantProfile, ...]:
     """Measure every variant and return the profiles in the same order.
 
-    Batch sizes are those of `settings` that `calls` holds, and the smallest of `calls` in any case.
+    Batch sizes are those of `settings` that `calls` holds, and the smallest of `calls` in any case. When the time is
+    over, the smallest batch with the first number of threads and one cold start are still measured, and nothing else.
 
     Raises:
         ForwardpassError: a variant cannot be loaded; the error is that of its runtime.
         ChildFailed: a process ended or hung before it answered.
     """
-    with _session(variants, calls, settings, progress) as session:
+    with _session(variants, calls, settings, progress, has_time) as session:
         for num_threads in settings.thread_counts:
-            _sweep(session, num_threads)
-        _compare_threads(session)
-        _trace(session)
+            if num_threads == settings.thread_counts[0] or has_time():
+                _sweep(session, num_threads)
+        if has_time():
+            _compare_threads(session)
+            _trace(session)
         _measure_cold_starts(session)
         _study_starts(session)
         row_size = _row_size(calls[min(calls)])
@@ -120,7 +128,11 @@ def audit_variants(
 
 @contextmanager
 def _session(
-    variants: Sequence[Variant], calls: CallSets, settings: ProfileSettings, progress: Progress
+    variants: Sequence[Variant],
+    calls: CallSets,
+    settings: ProfileSettings,
+    progress: Progress,
+    has_time: Callable[[], bool] = lambda: True,
 ) -> Iterator[_Session]:
     """Write the calls where the children will read them, for as long as they do."""
     with tempfile.TemporaryDirectory(prefix="forwardpass-profile-") as folder:
@@ -130,6 +142,7 @@ def _session(
             paths=paths,
             num_calls={size: len(calls[size]) for size in paths},
             settings=settings,
+            has_time=has_time,
             progress=_Steps(progress, total=len(settings.thread_counts) * len(paths) + settings.num_cold_starts),
         )
 
@@ -176,6 +189,7 @@ class _Session:
     num_calls: Mapping[int, int]
     settings: ProfileSettings
     progress: _Steps
+    has_time: Callable[[], bool]
 
     def spawn(self, record: _Record) -> ChildProcess:
         """Prepare a process for a variant."""
@@ -215,6 +229,8 @@ def _sweep(session: _Session, num_threads: int) -> None:
             record.opened = children[name].ask(session.opening(record, num_threads), Opened)
             _audit(session, children[name], record, num_threads)
         for batch_size in session.paths:
+            if batch_size != min(session.paths) and not session.has_time():
+                break
             session.progress(f"batch size {batch_size}, {format_number_of(num_threads, 'thread')}")
             _measure_batch_size(session, children, num_threads=num_threads, batch_size=batch_size)
 
@@ -274,6 +290,8 @@ def _measure_cold_starts(session: _Session) -> None:
     """Start fresh processes, one after another, A B C A B C …; the sweep before has filled the page cache."""
     num_threads = session.settings.thread_counts[0]
     for number in range(session.settings.num_cold_starts):
+        if number and not session.has_time():
+            break
         session.progress(f"cold start {number + 1} of {session.settings.num_cold_starts}")
         for record in session.records.values():
             spent_s = sum(total_s for total_s, _ in record.cold_starts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -102,7 +103,9 @@ def ship(request: ShipRequest, *, progress: Progress) -> Shipment:
     with store.locked():
         data_key = _data_key(request.splits)
         resumed: list[str] = []
+        start_s = time.monotonic()
         conversion = _convert(request, store, data_key, resumed, _part(progress, 0.0, SHARE_OF_CONVERSION))
+        spent_s = time.monotonic() - start_s
         done = SHARE_OF_CONVERSION
         leaner: tuple[Variant, ...] = ()
         if not request.lean.is_empty:
@@ -111,7 +114,7 @@ def ship(request: ShipRequest, *, progress: Progress) -> Shipment:
             done += SHARE_OF_TRAINING
         share_of_audit = SHARE_OF_AUDIT if request.settings.profile.ship_audit_s else 0.0
         part = _part(progress, done, SHARE_OF_ALL_BUT_PACKING - share_of_audit - done)
-        optimization = _optimize(request, conversion, leaner, store, data_key, resumed, part)
+        optimization = _optimize(request, conversion, leaner, spent_s, store, data_key, resumed, part)
         if share_of_audit:
             part = _part(progress, SHARE_OF_ALL_BUT_PACKING - share_of_audit, share_of_audit)
             audits = _audit(request, conversion, optimization, store, data_key, resumed, part)
@@ -189,6 +192,7 @@ def _optimize(
     request: ShipRequest,
     conversion: Conversion,
     leaner: tuple[Variant, ...],
+    spent_s: float,
     store: StepStore,
     data_key: str,
     resumed: list[str],
@@ -210,6 +214,7 @@ def _optimize(
             axes=request.axes,
             progress=progress,
             memory=store.folder(MEMORY),
+            spent_s=spent_s,
         )
 
     return _once(store, OPTIMIZE, key, Optimization, run, resumed)

@@ -5,6 +5,7 @@ Each function imports its layer when it is called: who only profiles must not pa
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -222,9 +223,11 @@ def optimize_model(
         plain_estimator(str(model), splits.calibration, trust_pickle=trust_pickle) as plain_model,
     ):
         source = conversion_source(plain_model, plain)
+        start_s = time.monotonic()
         conversion = convert_to_onnx(
             source, splits.calibration, out=folder / "onnx-fp32.onnx", opset=opset, axes=axes, progress=progress
         )
+        spent_s = time.monotonic() - start_s
         with lean_variants(
             source,
             splits,
@@ -248,6 +251,7 @@ def optimize_model(
                 also=leaner,
                 axes=axes,
                 progress=progress,
+                spent_s=spent_s,
             )
         found = replace(
             found,
