@@ -18,6 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from forwardpass.serve import Front
+from forwardpass.serve.auth import Scope, new_key, write_keys
 from forwardpass.serve.native import is_available
 from tests.e2e.serving import Background, RunningServer, eventually, read_answers, serve_settings, serving
 from tests.models import mlp_calls, write_bundle, write_mlp
@@ -237,3 +238,29 @@ def test_draining_answers_what_waits_and_says_that_it_is_the_last(bundle: Path) 
         stopping.result()
         assert (answer.status, answer.headers["connection"]) == (200, "close")
         assert client.recv(1) == b""
+
+
+def test_a_key_passes_by_itself_only_and_no_longer_than_it_is_known(bundle: Path, tmp_path: Path) -> None:
+    made = {scope: new_key(scope.value, (scope,)) for scope in (Scope.INFER, Scope.READ)}
+    slow, slow_record = new_key("slow", (Scope.INFER,), requests_per_s=0.001)
+    path = tmp_path / "keys.json"
+    write_keys(path, (*(record for _, record in made.values()), slow_record))
+    right, reading = (made[scope][0] for scope in (Scope.INFER, Scope.READ))
+    with native_server(bundle, keys=path) as running, closing(running.connect()) as client:
+
+        def status(header: str) -> int:
+            client.sendall(REQUEST.replace(b"Host: localhost", f"Host: localhost\r\n{header}".encode()))
+            return read_answers(client, 1)[0].status
+
+        for _ in range(3):
+            assert status(f"Authorization: Bearer {right}") == 200
+            assert status(f"X-Api-Key: {right}") == 200
+            assert status(f"Authorization: Bearer {right}x") == 401
+            assert status(f"Authorization: {right}") == 401
+            assert status("Accept: */*") == 401
+            assert status(f"Authorization: Bearer {reading}") == 403
+            assert status(f"X-Api-Key: {reading}\r\nX-Api-Key: {right}") == 200  # the last one counts
+            assert status(f"X-Api-Key: {right}\r\nX-Api-Key: {reading}") == 403
+        assert [status(f"X-Api-Key: {slow}") for _ in range(3)] == [200, 429, 429]
+        write_keys(path, (slow_record,))
+        eventually(lambda: status(f"Authorization: Bearer {right}") == 401)

@@ -139,6 +139,13 @@ class Application:
             return TOO_BUSY
         return None
 
+    def grant_s(self, exchange: Exchange) -> float:
+        """Return for how many seconds inferences with the key of an admitted exchange may pass unchecked."""
+        endpoint = self._by_target.get((exchange.method, exchange.target))
+        if endpoint is None or endpoint.scope is not Scope.INFER:
+            return 0.0
+        return self._gate.grant_s(exchange.headers, Scope.INFER)
+
     def handle(self, exchange: Exchange) -> None:
         """Answer an exchange that was admitted, now or later; whatever goes wrong becomes a response."""
         if b"content-encoding" in exchange.headers and exchange.body:

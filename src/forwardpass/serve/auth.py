@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import logging
+import math
 import secrets
 import time
 from collections.abc import Callable, Mapping
@@ -23,6 +24,7 @@ PREFIX = "fp_"
 NUM_BYTES = 32
 LOOK_S = 1.0
 """How often the file is looked at."""
+GRANT_S = 0.5
 
 log = logging.getLogger("forwardpass.serve")
 
@@ -62,6 +64,10 @@ class Gate:
         """
         raise NotImplementedError
 
+    def grant_s(self, headers: Mapping[bytes, bytes], scope: Scope) -> float:
+        """Return for how many seconds a request like one that has passed may pass unchecked."""
+        raise NotImplementedError
+
 
 class OpenGate(Gate):
     """A server without keys: anybody who reaches it may infer; who may change it depends on where it listens."""
@@ -75,6 +81,10 @@ class OpenGate(Gate):
             raise Forbidden(reason="models are loaded and unloaded over the network only with an API key (--keys)")
         if scope is Scope.ADMIN and b"origin" in headers:
             raise Forbidden(reason="web pages of other sites may not load or unload models")
+
+    def grant_s(self, headers: Mapping[bytes, bytes], scope: Scope) -> float:
+        """Let what is not control pass for ever."""
+        return 0.0 if scope is Scope.ADMIN else math.inf
 
 
 @dataclass(slots=True)
@@ -114,6 +124,14 @@ class KeyRing(Gate):
             raise Forbidden(reason=f"this API key does not have the scope '{scope}'")
         if record.requests_per_s is not None:
             self._spend(record, record.requests_per_s, now_s)
+
+    def grant_s(self, headers: Mapping[bytes, bytes], scope: Scope) -> float:
+        """Let a key without a rate pass for half a second: as long as a change of the file may stay unseen anyway."""
+        record = self._find(_key_in(headers))
+        if record.requests_per_s is not None:
+            return 0.0
+        left_s = math.inf if record.expires_at is None else (record.expires_at - self._now()).total_seconds()
+        return max(0.0, min(GRANT_S, left_s))
 
     def _find(self, key: bytes) -> KeyRecord:
         digest = hashlib.sha256(key).hexdigest()

@@ -212,9 +212,9 @@ class Server:
             self._native = native
 
     def _wants_native(self) -> bool:
-        """Tell whether native code may stand in front: it knows no keys, traces, TLS, or lines for every request."""
+        """Tell whether native code may stand in front: it knows no TLS, traces, or log of every request."""
         settings = self._settings
-        is_plain = settings.keys is None and self._tls is None and self._tracer is None and not settings.log_requests
+        is_plain = self._tls is None and self._tracer is None and not settings.log_requests
         return settings.front is not Front.PYTHON and is_plain and is_available()
 
     @contextlib.contextmanager

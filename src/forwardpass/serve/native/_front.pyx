@@ -40,6 +40,7 @@ cdef extern from "wire.hpp" namespace "wire" nogil:
         int64_t content_length
         int64_t json_length
         int64_t timeout_ms
+        Header credential
         cbool is_plain
     cdef cppclass Input:
         string name
@@ -106,6 +107,7 @@ cdef enum:
     MAX_ACCEPTS = 64
     MAX_HEAD_BYTES = 8192
     MAX_LOOKED_AT = 256
+    MAX_GRANTS = 1024
 
 cdef double WORTHWHILE = 0.95
 cdef double SIZE_SMOOTHING = 0.25
@@ -688,7 +690,7 @@ cdef class Front:
     cdef int epoll
     cdef epoll_event events[MAX_EVENTS]
     cdef int num_events, at_event
-    cdef dict connections, routes
+    cdef dict connections, routes, grants
     cdef list touched, resumed
     cdef set listening
     cdef uint64_t next_number
@@ -696,7 +698,7 @@ cdef class Front:
     cdef int64_t max_body_bytes
     cdef size_t max_head_bytes
     cdef bytes too_busy, timed_out
-    cdef public bint is_closing
+    cdef public bint is_closing, needs_grant
     # the backlog, as in serve.backlog
     cdef double began_s, ended_s, wait_s
     cdef bint is_in_turn
@@ -707,7 +709,8 @@ cdef class Front:
         self.epoll = epoll_create1(EPOLL_CLOEXEC)
         if self.epoll < 0:
             raise OSError(errno, "epoll_create1")
-        self.connections, self.routes, self.touched, self.resumed, self.listening = {}, {}, [], [], set()
+        self.connections, self.routes, self.grants = {}, {}, {}
+        self.touched, self.resumed, self.listening = [], [], set()
         self.header_timeout_s, self.body_timeout_s = header_timeout_s, body_timeout_s
         self.keep_alive_s, self.max_body_bytes = keep_alive_s, max_body_bytes
         self.max_head_bytes = min(max_header_bytes, <size_t> MAX_HEAD_BYTES)
@@ -728,6 +731,23 @@ cdef class Front:
     def set_routes(self, routes):
         """Say which targets are answered from which lines."""
         self.routes = dict(routes)
+
+    def grant(self, NativeConnection connection, double seconds):
+        """Let inferences with the API key of an open request pass for a while."""
+        if len(self.grants) >= MAX_GRANTS:
+            self.grants.clear()
+        self.grants[self._credential(connection)] = monotonic() + seconds
+
+    cdef bytes _credential(self, NativeConnection connection):
+        cdef Header *header = &connection.head.credential
+        return header.name.at[:1].lower() + header.value.at[:header.value.size]
+
+    cdef bint _is_granted(self, NativeConnection connection):
+        cdef double until_s
+        if not self.needs_grant:
+            return True
+        until_s = self.grants.get(self._credential(connection), 0.0)
+        return monotonic() < until_s
 
     def listen(self, int descriptor):
         """Accept connections from a listening socket, which stays the caller's."""
@@ -919,6 +939,8 @@ cdef class Front:
         target = PyBytes_FromStringAndSize(head.target.at, <Py_ssize_t> head.target.size)
         cdef Line line = self.routes.get(target)
         if line is None or not line.is_open or head.method.at[0] != b"P" or head.method.at[1] != b"O":
+            return 0
+        if not self._is_granted(connection):
             return 0
         cdef double timeout_s = line.timeout_s
         if head.timeout_ms > 0:

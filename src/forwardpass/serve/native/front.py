@@ -67,6 +67,7 @@ class NativeFront:
             too_busy=render(TOO_BUSY, keeps_alive=True, is_head=False),
             timed_out=render(TIMED_OUT, keeps_alive=False, is_head=False),
         )
+        self._front.needs_grant = settings.keys is not None
         self._lines: dict[ModelVersion, VersionLine | None] = {}
         self._listening: list[int] = []
         self._sweeping: asyncio.TimerHandle | None = None
@@ -167,8 +168,10 @@ class NativeFront:
             refusal = error_response(error)
         if refusal is not None:
             exchange.respond(refusal)
-        else:
-            self._application.handle(exchange)
+            return
+        if self._front.needs_grant and (seconds := self._application.grant_s(exchange)):
+            self._front.grant(connection, seconds)
+        self._application.handle(exchange)
 
     def render(self, connection: NativeConnection, exchange: Exchange) -> tuple[bytes, bool] | None:
         """Return an answer as bytes, and whether the connection goes on; None for one that comes piece by piece."""

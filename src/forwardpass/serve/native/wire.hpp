@@ -48,6 +48,7 @@ struct Head {
     int64_t content_length = 0;
     int64_t json_length = NONE;  /* Inference-Header-Content-Length */
     int64_t timeout_ms = NONE;   /* X-Request-Timeout-Ms */
+    Header credential;           /* the one that names an API key, if there is just one */
     bool is_plain = true;        /* the headers above are well-formed, and no other one changes what the body means */
 };
 
@@ -81,6 +82,9 @@ inline bool note_header(Head &head, const Header &header, bool &has_length) {
         return false;
     } else if (name.is("accept")) {
         return !value.contains("event-stream");  /* its answer comes piece by piece */
+    } else if (name.is("authorization") || name.is("x-api-key")) {
+        if (head.credential.name.size) head.is_plain = false;
+        head.credential = header;
     } else if (name.is("content-encoding")) {
         head.is_plain = false;
     } else if (name.is("inference-header-content-length")) {
