@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -78,6 +79,10 @@ def customers(running: ServerProcess, num_customers: int, *, pause_s: float) -> 
 # --- F2
 
 
+def _has_other_workers(running: ServerProcess, pid: int) -> bool:
+    return running.worker_pids() not in ((), (pid,))
+
+
 def test_a_worker_killed_every_ten_seconds_for_a_minute_costs_no_answer(mlp: Path, tmp_path: Path) -> None:
     with server_process(str(mlp), folder=tmp_path) as running:
         assert running.ask("POST", MLP, BODY).status == 200
@@ -87,7 +92,7 @@ def test_a_worker_killed_every_ten_seconds_for_a_minute_costs_no_answer(mlp: Pat
                 begun_s = time.monotonic()
                 (pid,) = running.worker_pids()
                 os.kill(pid, signal.SIGKILL)
-                eventually(lambda pid=pid: running.worker_pids() not in ((), (pid,)))
+                eventually(partial(_has_other_workers, running, pid))
                 eventually(running.is_up)
                 time.sleep(max(0.0, begun_s + 10 - time.monotonic()))
         assert heard.problems == []
