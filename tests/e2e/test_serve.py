@@ -6,6 +6,7 @@ import asyncio
 import http.client
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -22,7 +23,7 @@ import pytest
 
 from forwardpass.core.tensors import Array
 from forwardpass.core.variants import BatchInvariance, Format, Precision, Variant
-from forwardpass.errors import AddressInUse, ModelNotServed
+from forwardpass.errors import AddressInUse, BundleError, ModelNotServed
 from forwardpass.predict import PackingList, VariantToPack, pack_bundle
 from forwardpass.serve import Front
 from tests.e2e.serving import (
@@ -616,6 +617,23 @@ def test_a_port_in_use_is_told(served: RunningServer, bundle: Path, front: Front
     assert str(caught.value) == (
         f"Cannot listen on 127.0.0.1:{served.port}: address already in use. Choose another with --host or --port."
     )
+
+
+def test_a_port_for_grpc_in_use_is_told_before_a_model_is_loaded(bundle: Path, tmp_path: Path) -> None:
+    """Even by a server like this one, which could share it; the model would be refused."""
+    shutil.copytree(bundle, tmp_path / "damaged")
+    (tmp_path / "damaged" / "golden" / "inputs.npz").write_bytes(b"")
+    with serving(bundle, serve_settings(grpc_port=0)) as running:
+        port = running.server.grpc_port
+        with pytest.raises(AddressInUse) as caught, serving(tmp_path / "damaged", serve_settings(grpc_port=port)):
+            pass
+    assert str(caught.value) == (
+        f"Cannot listen on 127.0.0.1:{port}: gRPC cannot bind it. Choose another with --host or --grpc-port."
+    )
+    with pytest.raises(BundleError), serving(tmp_path / "damaged", serve_settings(grpc_port=port)):
+        pass
+    with serving(bundle, serve_settings(grpc_port=port)) as again:
+        assert again.server.grpc_port == port, "what has failed has let go of it"
 
 
 BLOCKING = """

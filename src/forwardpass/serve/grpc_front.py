@@ -91,10 +91,11 @@ class GrpcFront:
         ]
         self._server = grpc.aio.server(options=options, maximum_concurrent_rpcs=settings.max_connections)
         self._server.add_generic_rpc_handlers(tuple(self._handlers()))
+        self._is_started = False
         self.port = 0
 
-    async def start(self) -> None:
-        """Listen.
+    def bind(self) -> None:
+        """Take the port, without answering anybody yet.
 
         Raises:
             AddressInUse: the port is taken.
@@ -111,10 +112,16 @@ class GrpcFront:
             raise AddressInUse(
                 address=address, reason="gRPC cannot bind it", options="--host or --grpc-port"
             ) from error
+
+    async def start(self) -> None:
+        """Answer calls at the port that was taken."""
+        self._is_started = True
         await self._server.start()
 
     async def stop(self, grace_s: float) -> None:
         """Accept no more calls, and answer those that are open within the grace time."""
+        if not self._is_started:  # gRPC would keep its port
+            await self.start()
         await self._server.stop(grace_s)
 
     def _handlers(self) -> list[grpc.GenericRpcHandler[Any, Any]]:

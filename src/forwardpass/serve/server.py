@@ -71,14 +71,15 @@ class Server:
         )
 
     async def start(self) -> None:
-        """Reserve the port, load the models, wait until each has checked its golden answers, and listen.
+        """Reserve the ports, load the models, wait until each has checked its golden answers, and listen.
 
         Raises:
             BundleError: a bundle cannot be trusted.
             ModelNotServed: a variant cannot be loaded, or answers differently on this machine.
             UnknownProcessor: no installed package provides a bundle's processor.
             InvalidPipelines: the steps of pipelines do not fit together.
-            AddressInUse: the port is taken.
+            AddressInUse: a port is taken.
+            MissingExtra: gRPC is asked for, and its library is not installed.
         """
         self._connections = Connections(max_connections=self._settings.max_connections)
         async with contextlib.AsyncExitStack() as undoing:
@@ -86,10 +87,13 @@ class Server:
             undoing.push_async_callback(self.repository.stop)
             self._listener = await self._bind()
             undoing.callback(self._listener.close)
+            if self._settings.grpc_port is not None:
+                self._grpc = self._bind_grpc()
+                undoing.push_async_callback(self._grpc.stop, 0.0)
             await self.repository.start()
             await self._listen()
-            if self._settings.grpc_port is not None:
-                await self._start_grpc()
+            if self._grpc is not None:
+                await self._grpc.start()
             undoing.pop_all()
         if self._settings.watch_s is not None:
             self._watching = asyncio.ensure_future(self.repository.watch(self._settings.watch_s))
@@ -164,7 +168,7 @@ class Server:
         models = self.repository.models
         return models[model or next(iter(models))].default.statistics()
 
-    async def _start_grpc(self) -> None:
+    def _bind_grpc(self) -> GrpcFront:
         try:
             from forwardpass.serve.grpc_front import GrpcFront
         except ImportError as error:
@@ -172,8 +176,8 @@ class Server:
         front = GrpcFront(
             self.repository, self._gate, self._settings, is_ready=lambda: self.is_ready, tracer=self._tracer
         )
-        await front.start()
-        self._grpc = front
+        front.bind()
+        return front
 
     async def _stop_grpc(self, grace_s: float) -> None:
         if self._grpc is not None:
