@@ -111,3 +111,21 @@ def test_ship_makes_a_network_leaner_once_and_its_recipe_says_how(
     assert ship(lean).resumed == ("convert", "lean", "optimize")
     assert ship(replace(lean, training=TrainSettings(num_epochs=2))).resumed == ("convert",)
     assert not (tmp_path / ".forwardpass" / "out" / "training").exists()
+
+
+def test_a_network_that_learned_to_round_is_judged_in_float_and_in_eight_bits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    np.savez("data.npz", pixels=np.random.default_rng(1).standard_normal((40, 1, 8, 8)).astype(np.float32))
+    lean = LeanSettings(quantise_aware=True, training=TrainSettings(num_epochs=1))
+    result = optimize_model(
+        "tests.integration.lean_modules:build",
+        data="data.npz",
+        out="out",
+        settings=OptimizeSettings(profile=TINY),
+        lean=lean,
+    )
+    operations = [step.operation for step in result.find("quantise-aware-int8-static").variant.recipe.steps]
+    assert operations == ["round-in-training", "train", "convert", "quantise-static"]
+    assert result.find("quantise-aware").profile is not None

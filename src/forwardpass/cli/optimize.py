@@ -54,6 +54,7 @@ def command(
     sparsity: str | None,
     sparsity_per_layer: bool,
     distill: str | None,
+    quantise_aware: bool,
     train_data: str,
     epochs: int,
     learning_rate: float,
@@ -70,8 +71,8 @@ def command(
     Variants: graph optimisation, FP16 storage, INT8 dynamic, INT8 static, both smoothed (SmoothQuant), mixed
     precision, and weights alone in 8 or 4 bits, by what each node gains on this machine.
     A variant is kept only if its score stays above the floor on the validation split; the table quotes the test split,
-    which the search never sees. --prune, --sparsity and --distill change the network itself (PyTorch sources only) and
-    train it with the source as its teacher; labels help and are not needed.
+    which the search never sees. --prune, --sparsity, --distill and --quantise-aware change the network itself (PyTorch
+    sources only) and train it with the source as its teacher; labels help and are not needed.
 
     \b
     Example:
@@ -99,6 +100,7 @@ def command(
         sparsity=sparsity,
         per_layer=sparsity_per_layer,
         distill=distill,
+        quantise_aware=quantise_aware,
         train_data=train_data,
         epochs=epochs,
         learning_rate=learning_rate,

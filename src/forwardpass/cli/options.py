@@ -233,10 +233,15 @@ def lean_options(function: Command) -> Command:
             "or package.module:factory of your own.",
         ),
         click.option(
+            "--quantise-aware",
+            is_flag=True,
+            help="Train a copy of the network with the rounding of INT8 static, for where that loses too much.",
+        ),
+        click.option(
             "--train-data",
             default="",
             metavar="SAMPLES",
-            help="What pruned and distilled networks learn from; labels are optional. Default: the calibration split.",
+            help="What these networks learn from; labels are optional. Default: the calibration split.",
         ),
         click.option("--epochs", type=click.IntRange(min=1), default=40, show_default=True, help="Of that training."),
         click.option("--learning-rate", type=float, default=1e-3, show_default=True, help="Of that training."),

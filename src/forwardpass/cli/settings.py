@@ -53,6 +53,7 @@ def lean_settings(
     sparsity: str | None,
     per_layer: bool,
     distill: str | None,
+    quantise_aware: bool,
     train_data: str,
     epochs: int,
     learning_rate: float,
@@ -67,6 +68,7 @@ def lean_settings(
         prune=PruneSettings.parse(prune, round_to=prune_multiple) if prune is not None else None,
         sparsity=SparsitySettings.parse(sparsity, per_layer=per_layer) if sparsity is not None else None,
         student=StudentSettings.parse(distill) if distill is not None else None,
+        quantise_aware=quantise_aware,
         training=TrainSettings(num_epochs=epochs, learning_rate=learning_rate, seed=seed),
         train_data=train_data,
     )

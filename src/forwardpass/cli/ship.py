@@ -72,6 +72,7 @@ def command(
     sparsity: str | None,
     sparsity_per_layer: bool,
     distill: str | None,
+    quantise_aware: bool,
     train_data: str,
     epochs: int,
     learning_rate: float,
@@ -82,10 +83,10 @@ def command(
 ) -> int:
     """Run the whole checklist on MODEL and write a bundle: samples, convert, optimise, bundle, verify.
 
-    MODEL is package.module:factory (PyTorch) or an ONNX file. --prune, --sparsity and --distill change the network
-    itself, as in 'forwardpass optimize'. An interrupted run goes on where it was; finished steps
-    are not run again while source, samples, settings, software and machine are the same. Exits with 1 if a line of
-    the checklist misses its limit.
+    MODEL is package.module:factory (PyTorch) or an ONNX file. --prune, --sparsity, --distill and --quantise-aware
+    change the network itself, as in 'forwardpass optimize'. An interrupted run goes on where it was; finished steps are
+    not run again while source, samples, settings, software and machine are the same. Exits with 1 if a line of the
+    checklist misses its limit.
 
     \b
     Example:
@@ -113,6 +114,7 @@ def command(
         sparsity=sparsity,
         per_layer=sparsity_per_layer,
         distill=distill,
+        quantise_aware=quantise_aware,
         train_data=train_data,
         epochs=epochs,
         learning_rate=learning_rate,

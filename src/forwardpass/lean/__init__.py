@@ -10,6 +10,7 @@ from forwardpass.lean.values import LeanSettings, PruneSettings, SparsitySetting
 if TYPE_CHECKING:
     from forwardpass.lean.distilling import distil_module, open_student
     from forwardpass.lean.pruning import prune_module
+    from forwardpass.lean.rounding import round_copy
     from forwardpass.lean.sparsity import zero_weights
     from forwardpass.lean.training import train_module
 
@@ -17,6 +18,7 @@ _HOMES = {
     "distil_module": "forwardpass.lean.distilling",
     "open_student": "forwardpass.lean.distilling",
     "prune_module": "forwardpass.lean.pruning",
+    "round_copy": "forwardpass.lean.rounding",
     "train_module": "forwardpass.lean.training",
     "zero_weights": "forwardpass.lean.sparsity",
 }
@@ -30,6 +32,7 @@ __all__ = [
     "distil_module",
     "open_student",
     "prune_module",
+    "round_copy",
     "train_module",
     "zero_weights",
 ]

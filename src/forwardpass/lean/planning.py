@@ -15,6 +15,7 @@ __all__ = [
     "kept_layers",
     "learning_rate_factor",
     "most_notches",
+    "num_weight_bits",
     "order_notches",
 ]
 
@@ -50,6 +51,16 @@ def channel_multiples(instruction_sets: Sequence[str]) -> tuple[int, ...]:
     ((16, 8), (8,))
     """
     return (16, 8) if "avx512f" in instruction_sets else (8,)
+
+
+def num_weight_bits(instruction_sets: Sequence[str]) -> int:
+    """Return the bits of weights in 8-bit products: without these instructions, x86 cuts sums of full products off.
+
+    >>> num_weight_bits(("avx2", "avx512f", "avx512-vnni")), num_weight_bits(("avx2",)), num_weight_bits(("neon",))
+    (8, 7, 8)
+    """
+    is_x86 = any(name.startswith("avx") for name in instruction_sets)
+    return 7 if is_x86 and not {"avx-vnni", "avx512-vnni", "amx-int8"} & set(instruction_sets) else 8
 
 
 def channel_levels(num_channels: int, *, round_to: int, max_levels: int) -> tuple[int, ...]:

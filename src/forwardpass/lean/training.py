@@ -51,7 +51,7 @@ def train_module(
     Integer labels are classes of the first output; other labels are its values. `pairs` names layers of the teacher
     and of the module whose outputs belong together; where their widths differ, a projection that is thrown away
     afterwards is learned between them. With `checkpoint`, a process that was lost goes on where its last checkpoint
-    was and ends with the same weights. Quantisation-aware training is this with a module that rounds.
+    was and ends with the same weights. Quantisation-aware training is this with a copy that rounds (`round_copy`).
 
     Raises:
         InvalidSamples: there are neither labels nor a teacher.

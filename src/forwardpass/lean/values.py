@@ -149,6 +149,8 @@ class LeanSettings:
     prune: PruneSettings | None = None
     sparsity: SparsitySettings | None = None
     student: StudentSettings | None = None
+    quantise_aware: bool = False
+    """Whether a copy of the source learns to answer right with the rounding of INT8 static."""
     training: TrainSettings = field(default_factory=TrainSettings)
     train_data: str = ""
     """Samples to learn from; empty for the calibration split. None of them may be in the other splits."""
@@ -156,7 +158,7 @@ class LeanSettings:
     @property
     def is_empty(self) -> bool:
         """Whether nothing is asked for."""
-        return self.prune is None and self.sparsity is None and self.student is None
+        return not (self.prune or self.sparsity or self.student or self.quantise_aware)
 
 
 def _percentage(option: str, text: str, expected: str) -> float:

@@ -19,15 +19,19 @@ from forwardpass.core.tensors import Array
 from forwardpass.core.variants import Recipe, Step, Variant
 from forwardpass.lean.counting import call
 from forwardpass.lean.distilling import distil_module, open_student
+from forwardpass.lean.planning import num_weight_bits
 from forwardpass.lean.pruning import Pruning, prune_module
+from forwardpass.lean.rounding import round_copy
 from forwardpass.lean.sparsity import mask_zeros, zero_weights
 from forwardpass.lean.training import train_module
 from forwardpass.lean.values import LeanSettings, PruneSettings, SparsitySettings, StudentSettings
+from forwardpass.profile import describe_machine
 from forwardpass.runtimes.torch import named_outputs
 
 __all__ = ["LeanWork", "make_lean_variants"]
 
 MAX_ROWS = 32
+QUANTISE_AWARE = "quantise-aware"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -60,7 +64,7 @@ class LeanWork:
 
 
 def make_lean_variants(work: LeanWork, *, progress: Progress) -> tuple[Variant, ...]:
-    """Make every variant that is asked for: pruned, zeroed, distilled.
+    """Make every variant that is asked for: pruned, zeroed, distilled, trained with rounding.
 
     Raises:
         ConversionError: it cannot be pruned, or the result cannot be converted.
@@ -74,6 +78,8 @@ def make_lean_variants(work: LeanWork, *, progress: Progress) -> tuple[Variant, 
         makers.append(partial(_zeroed, work, wishes.sparsity))
     if wishes.student is not None:
         makers.append(partial(_distilled, work, wishes.student))
+    if wishes.quantise_aware:
+        makers.append(partial(_quantise_aware, work))
     return tuple(make(_part(progress, number, len(makers))) for number, make in enumerate(makers))
 
 
@@ -134,6 +140,18 @@ def _distilled(work: LeanWork, settings: StudentSettings, progress: Progress) ->
         ),
     )
     return _convert(work, "distilled", made.module, (step, _train_step(work)), progress)
+
+
+def _quantise_aware(work: LeanWork, progress: Progress) -> Variant:
+    """Train a copy that rounds. What is kept are its weights in float: the search quantises them like all others."""
+    num_bits = num_weight_bits(describe_machine().instruction_sets)
+    rounded = round_copy(work.teacher, work.splits.calibration, num_weight_bits=num_bits)
+    _train(work, rounded.module, QUANTISE_AWARE, progress)
+    step = Step(
+        operation="round-in-training",
+        parameters=(("weight_bits", num_bits), ("activation_bits", 8), ("num_layers", len(rounded.names))),
+    )
+    return _convert(work, QUANTISE_AWARE, rounded.as_trained(), (step, _train_step(work)), progress)
 
 
 def _train(work: LeanWork, module: nn.Module, name: str, progress: Progress) -> None:
