@@ -26,6 +26,7 @@ from forwardpass.core.variants import BatchInvariance, Format, Precision, Varian
 from forwardpass.errors import AddressInUse, BundleError, ModelNotServed
 from forwardpass.predict import PackingList, VariantToPack, pack_bundle
 from forwardpass.serve import Front
+from forwardpass.serve.http import MAX_PIPELINED
 from tests.e2e.serving import (
     FRONTS,
     Answer,
@@ -313,6 +314,27 @@ def test_a_connection_is_used_again_and_pipelined_requests_are_answered_in_order
             client.sendall(post(INFER, request_for(turn, id=f"b{turn}")))
             first, live, second = read_answers(client, 3)
             assert [first.json["id"], live.json, second.json["id"]] == [f"a{turn}", {"live": True}, f"b{turn}"]
+
+
+def test_of_thousands_of_pipelined_requests_a_few_are_worked_on_at_once_and_all_are_answered_in_order(
+    served: RunningServer,
+) -> None:
+    """Whoever pipelines them can neither fill the queue nor have the server hold their answers."""
+    before = served.server.statistics()
+    with served.connect() as client:
+        with served.frozen_worker():
+            requests = b"".join(post(INFER, request_for(number % 5, id=str(number))) for number in range(1_500))
+            sender = threading.Thread(target=client.sendall, args=(requests,))
+            sender.start()
+            eventually(lambda: served.server.statistics().num_accepted > before.num_accepted)
+            assert served.ask("GET", "/v2/health/live").status == 200, "by now as many are begun as may be"
+            assert served.server.statistics().num_accepted - before.num_accepted <= MAX_PIPELINED
+        answers = read_answers(client, 1_500)
+        sender.join()
+        assert [answer.status for answer in answers] == [200] * 1_500
+        assert [answer.json["id"] for answer in answers] == [str(number) for number in range(1_500)]
+        client.sendall(b"GET /v2/health/live HTTP/1.1\r\n\r\nGET /nothing HTTP/1.1\r\n\r\n" * 3_000)
+        assert [answer.status for answer in read_answers(client, 6_000)] == [200, 404] * 3_000
 
 
 def test_deadlines_that_follow_each_other_closely_are_all_told(served: RunningServer) -> None:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["Answer", "BodyStream", "Exchange", "Handler", "HttpConnection", "Response", "StreamingResponse", "render"]
 
 MAX_PIPELINED = 16
-"""Requests of one connection that may be open at once; further ones wait in the socket."""
+"""Requests of one connection that are worked on at once; those read with them wait, and the rest in the socket."""
 MAX_UNWANTED_BYTES = 16 * 2**10
 """A body up to this is read even if its request is refused, so that the connection can be used again."""
 LINGER_S = 2.0
@@ -167,11 +167,12 @@ class HttpConnection(asyncio.Protocol):
         self._connections = connections
         self._loop = asyncio.get_running_loop()
         self._open: deque[Exchange] = deque()
+        self._unbegun: deque[Exchange] = deque()
         self._incoming: Exchange | None = None
         self._chunks: list[bytes] = []
         self._num_body_bytes = self._num_header_bytes = self._num_unparsed_bytes = self._num_begun = 0
         self._is_paused = self._is_refused = self._is_closing = False
-        self._is_streaming = self._is_pulling = False
+        self._is_streaming = self._is_pulling = self._is_flushing = False
         self._can_write = self._is_in_headers = False
         self._deadline_s = self._waited_s = 0.0
         self._inherited: tuple[bytes, Exchange | None] = (b"", None)
@@ -213,6 +214,7 @@ class HttpConnection(asyncio.Protocol):
         for exchange in self._open:
             exchange.abandon()
         self._open.clear()
+        self._unbegun.clear()
         self._incoming = None
         self._chunks = []
         del self._parser  # it leads back here
@@ -322,6 +324,12 @@ class HttpConnection(asyncio.Protocol):
         if len(self._open) >= MAX_PIPELINED:
             self._steer_reading()
         self._wait(None)
+        if len(self._open) > MAX_PIPELINED:
+            self._unbegun.append(exchange)
+        else:
+            self._begin(exchange)
+
+    def _begin(self, exchange: Exchange) -> None:
         if exchange.refusal is not None:
             exchange.respond(exchange.refusal)
         else:
@@ -335,8 +343,22 @@ class HttpConnection(asyncio.Protocol):
         return not self._open and self._incoming is None
 
     def flush(self) -> None:
-        """Write the answers that are due, in the order of the requests."""
-        while self._open and self._can_write and (response := self._open[0].response) is not None:
+        """Write the answers that are due, in the order of the requests, and begin what waited for a place."""
+        if self._is_flushing:  # by an answer that was there at once: the loop below goes on with it
+            return
+        self._is_flushing = True
+        try:
+            self._flush()
+        finally:
+            self._is_flushing = False
+
+    def _flush(self) -> None:
+        while self._open:
+            while self._unbegun and len(self._open) - len(self._unbegun) < MAX_PIPELINED:
+                self._begin(self._unbegun.popleft())
+            response = self._open[0].response
+            if response is None or not self._can_write:
+                break
             if isinstance(response, StreamingResponse):
                 self._go_on_streaming(self._open[0], response)
                 break
