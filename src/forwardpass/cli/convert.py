@@ -68,8 +68,8 @@ def command(
     """Convert MODEL and run the result on a grid of shapes against its source before keeping it.
 
     MODEL is package.module:factory (PyTorch), a .pt2 or TorchScript file, a folder with config.json and safetensors
-    (transformers), an ONNX file, or an estimator of scikit-learn, XGBoost or LightGBM (.skops; with --trust-pickle
-    .joblib and .pkl).
+    (transformers), an ONNX file, a .keras file or SavedModel folder, or an estimator of scikit-learn, XGBoost or
+    LightGBM (.skops; with --trust-pickle .joblib and .pkl).
 
     \b
     Example:

@@ -4,6 +4,7 @@ from forwardpass.convert.converting import PARITY_TOLERANCE, convert_to_onnx
 from forwardpass.convert.estimators import plain_estimator
 from forwardpass.convert.forms import TARGETS, convert
 from forwardpass.convert.pickles import plain_weights
+from forwardpass.convert.plain import plain_model
 from forwardpass.convert.values import Conversion, OutputCheck, ParityCheck, TorchSource
 
 __all__ = [
@@ -16,5 +17,6 @@ __all__ = [
     "convert",
     "convert_to_onnx",
     "plain_estimator",
+    "plain_model",
     "plain_weights",
 ]

@@ -14,7 +14,7 @@ import numpy as np
 from forwardpass.convert.axes import DynamicAxes, dynamic_axes
 from forwardpass.convert.parity import BATCH_SIZES, check_parity, named_axis_calls, shape_grid
 from forwardpass.convert.shapes import declare_outputs, true_outputs
-from forwardpass.convert.values import Conversion, TorchSource
+from forwardpass.convert.values import AS_IS, Conversion, TorchSource
 from forwardpass.core.calls import random_calls
 from forwardpass.core.protocols import Progress, Runtime
 from forwardpass.core.samples import SampleGroup, Samples
@@ -295,9 +295,9 @@ def _convert_file(source: Path, job: Job) -> Proven:
     for group in job.samples.groups if job.samples is not None else ():
         original.signature.validate(_rows(group, 1))
     if inputs_are_batchable(original.signature):
-        return _checked(original, _calls(job.samples, original.signature, BATCH_SIZES), "as-is", job)
+        return _checked(original, _calls(job.samples, original.signature, BATCH_SIZES), AS_IS, job)
     note = "The inputs have no batch axis in common: this model runs one request at a time."
-    return _checked(original, _calls(job.samples, original.signature, (1,)), "as-is", job, notes=(note,))
+    return _checked(original, _calls(job.samples, original.signature, (1,)), AS_IS, job, notes=(note,))
 
 
 def _with_fixed_batch(original: Runtime, num_rows: int, job: Job) -> Proven:
@@ -311,14 +311,14 @@ def _with_fixed_batch(original: Runtime, num_rows: int, job: Job) -> Proven:
     try:
         calls = _calls(job.samples, _signature_of(job.out), BATCH_SIZES)
         note = f"The batch was fixed at {num_rows}. It is dynamic now, and every row answers as it did."
-        return _checked(InFixedBatches(original, num_rows=num_rows), calls, "as-is", job, notes=(note,))
+        return _checked(InFixedBatches(original, num_rows=num_rows), calls, AS_IS, job, notes=(note,))
     except (ConversionError, InvalidModel):
         job.out.write_bytes(kept)
     note = (
         f"The batch is fixed at {num_rows}: this model runs that many rows a call, since the number is built into it. "
         "Export it with a dynamic batch axis."
     )
-    return _checked(original, _calls(job.samples, original.signature, (num_rows,)), "as-is", job, notes=(note,))
+    return _checked(original, _calls(job.samples, original.signature, (num_rows,)), AS_IS, job, notes=(note,))
 
 
 # --- both ----------------------------------------------------------------------------------------------------------

@@ -18,8 +18,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from forwardpass.convert.parity import check_parity
+from forwardpass.convert.recorded import Recorded
+from forwardpass.convert.values import ParityCheck, PlainModel
 from forwardpass.core.samples import Samples
-from forwardpass.core.tensors import Array, Signature, Tensors
+from forwardpass.core.tensors import Array
 from forwardpass.core.variants import Format
 from forwardpass.errors import InvalidModel, InvalidSamples, MissingExtra, UntrustedPickle
 from forwardpass.runtimes import RuntimeOptions, open_runtime
@@ -44,8 +46,8 @@ def is_estimator(model: str) -> bool:
 
 
 @contextmanager
-def plain_estimator(model: str, samples: Samples | None, *, trust_pickle: bool) -> Iterator[str]:
-    """Give the path of the model, an estimator turned into ONNX for as long as the block runs.
+def plain_estimator(model: str, samples: Samples | None, *, trust_pickle: bool) -> Iterator[PlainModel]:
+    """Give the model, an estimator turned into ONNX for as long as the block runs.
 
     The ONNX file has the input `x` (float32, a row a sample), and answers like the estimator on the samples, or without
     any on rows of normal numbers. A skops archive of known types needs no trust.
@@ -57,7 +59,7 @@ def plain_estimator(model: str, samples: Samples | None, *, trust_pickle: bool) 
         ParityFailed: the ONNX file answers differently.
     """
     if not is_estimator(model):
-        yield model
+        yield PlainModel(path=model)
         return
     source = Path(model)
     if source.suffix.lower() != ".skops" and not trust_pickle:
@@ -68,8 +70,7 @@ def plain_estimator(model: str, samples: Samples | None, *, trust_pickle: bool) 
         rows = Path(folder) / "rows.npz"
         np.savez(rows, allow_pickle=False, **_rows(samples, model))
         _convert_in_child(source, rows, converted, answers, trust=trust_pickle)
-        _check(model, converted, answers)
-        yield str(converted)
+        yield PlainModel(path=str(converted), exporter="skl2onnx", parity=_check(model, converted, answers))
 
 
 def _rows(samples: Samples | None, model: str) -> dict[str, Array]:
@@ -98,22 +99,7 @@ def _convert_in_child(source: Path, rows: Path, converted: Path, answers: Path, 
     raise InvalidModel(path=str(source), reason=reason)
 
 
-class _Recorded:
-    """What the estimator answered in the child, played back in the order of the calls."""
-
-    name = "scikit-learn"
-    version = ""
-
-    def __init__(self, answers: list[dict[str, Array]], signature: Signature) -> None:
-        self._answers = iter(answers)
-        self.signature = signature
-
-    def run(self, tensors: Tensors) -> dict[str, Array]:
-        del tensors
-        return next(self._answers)
-
-
-def _check(model: str, converted: Path, answers: Path) -> None:
+def _check(model: str, converted: Path, answers: Path) -> tuple[ParityCheck, ...]:
     with np.load(answers, allow_pickle=False) as archive:
         recorded = {name: archive[name] for name in archive.files}
     rows = recorded.pop(INPUT_NAME)
@@ -121,7 +107,9 @@ def _check(model: str, converted: Path, answers: Path) -> None:
     sizes = [size for size in (1, 2, len(rows)) if size <= len(rows)]
     calls = [{INPUT_NAME: rows[:size]} for size in sizes]
     expected = [{name: array[:size] for name, array in recorded.items()} for size in sizes]
-    check_parity(_Recorded(expected, runtime.signature), runtime, calls, name=model, tolerance=TOLERANCE)
+    source = Recorded(expected, runtime.signature, name="scikit-learn")
+    comparisons = check_parity(source, runtime, calls, name=model, tolerance=TOLERANCE)
+    return tuple(comparison.check for comparison in comparisons)
 
 
 # --- the child -----------------------------------------------------------------------------------------------------

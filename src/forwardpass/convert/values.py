@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from forwardpass.core.tensors import Signature
 from forwardpass.core.variants import Variant
 
-__all__ = ["Conversion", "OutputCheck", "ParityCheck", "TorchSource"]
+AS_IS = "as-is"
+"""What is called the exporter of a source that was ONNX already."""
+
+__all__ = ["AS_IS", "Conversion", "OutputCheck", "ParityCheck", "PlainModel", "TorchSource"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +47,18 @@ class ParityCheck:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PlainModel:
+    """A source that everything behind can read, with what it was made from and how it compared with that.
+
+    `exporter` and `parity` are empty where the source is as the user gave it.
+    """
+
+    path: str
+    exporter: str = ""
+    parity: tuple[ParityCheck, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Conversion:
     """A converted model with the comparisons that it passed."""
 
@@ -56,6 +71,19 @@ class Conversion:
     parity: tuple[ParityCheck, ...]
     tolerance: float
     notes: tuple[str, ...] = ()
+
+    def after(self, plain: PlainModel) -> Conversion:
+        """Return what the user is told, who gave what `plain` was made from.
+
+        An ONNX file answers to the bit like the one that it is a copy of: then what counts is how that one compared.
+        """
+        if not plain.parity:
+            return self
+        if self.exporter == AS_IS:
+            return replace(self, exporter=plain.exporter, parity=plain.parity)
+        worst = max(check.difference for check in plain.parity)
+        note = f"{plain.exporter} wrote ONNX first: {len(plain.parity)} shapes, worst relative difference {worst:.2g}."
+        return replace(self, exporter=self.exporter.replace(AS_IS, plain.exporter), notes=(*self.notes, note))
 
     @property
     def worst_difference(self) -> float:

@@ -1,6 +1,6 @@
 """What executes a variant. Nothing else in forwardpass imports a model library to run a model."""
 
-from forwardpass.runtimes.files import companions, format_of, is_torch_path
+from forwardpass.runtimes.files import companions, format_of, is_saved_model, is_torch_path
 from forwardpass.runtimes.opening import import_runtime, open_runtime, runtime_versions
 from forwardpass.runtimes.options import RuntimeOptions
 
@@ -9,6 +9,7 @@ __all__ = [
     "companions",
     "format_of",
     "import_runtime",
+    "is_saved_model",
     "is_torch_path",
     "open_runtime",
     "runtime_versions",

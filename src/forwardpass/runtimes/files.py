@@ -7,7 +7,7 @@ from pathlib import Path
 
 from forwardpass.core.variants import SUFFIXES, Format
 
-__all__ = ["companions", "format_of", "is_torch_path"]
+__all__ = ["companions", "format_of", "is_saved_model", "is_torch_path"]
 
 _ARCHIVES = (Format.PT2, Format.AOTINDUCTOR, Format.TORCHSCRIPT)
 _BY_SUFFIX = {suffix: format for format, suffix in SUFFIXES.items() if format not in _ARCHIVES}  # noqa: A001
@@ -30,6 +30,11 @@ def is_torch_path(path: Path) -> bool:
     if path.is_dir():
         return (path / "config.json").is_file()
     return path.is_file() and format_of(path) in (Format.PT2, Format.TORCHSCRIPT)
+
+
+def is_saved_model(path: Path) -> bool:
+    """Tell whether it is a folder that TensorFlow calls a SavedModel."""
+    return (path / "saved_model.pb").is_file()
 
 
 def companions(format: Format, location: Path) -> tuple[Path, ...]:  # noqa: A002

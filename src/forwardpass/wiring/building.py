@@ -81,16 +81,16 @@ def profile_model(
         UsageError: the model or the samples cannot be used.
         ChildFailed: a measuring process ended before it answered.
     """
-    from forwardpass.convert import plain_estimator, plain_weights
+    from forwardpass.convert import plain_model, plain_weights
     from forwardpass.profile import ProfileSettings, describe_machine, profile_variants
 
     chosen = settings or ProfileSettings()
     samples = load_splits(data).calibration if data else None
     with (
         plain_weights(weights, trust_pickle=trust_pickle) as plain,
-        plain_estimator(str(model), samples, trust_pickle=trust_pickle) as plain_model,
+        plain_model(str(model), samples, trust_pickle=trust_pickle, progress=progress) as given,
     ):
-        variants = side_by_side([plain_model, *map(str, against)], weights=plain)
+        variants = side_by_side([given.path, *map(str, against)], weights=plain)
         calls = calls_for(variants[0], data, chosen.batch_sizes, axis_sizes or {})
         profiles = profile_variants(variants, calls, settings=chosen, progress=progress)
     return ProfileReport(model=str(model), profiles=profiles, machine=describe_machine())
@@ -131,15 +131,15 @@ def convert_model(
         UsageError: the source or the samples cannot be used.
         ConversionError: it cannot be converted, or the result answers differently.
     """
-    from forwardpass.convert import convert, plain_estimator, plain_weights
+    from forwardpass.convert import convert, plain_model, plain_weights
 
     samples = load_splits(data).calibration if data else None
     with (
         plain_weights(weights, trust_pickle=trust_pickle) as plain,
-        plain_estimator(str(model), samples, trust_pickle=trust_pickle) as plain_model,
+        plain_model(str(model), samples, trust_pickle=trust_pickle, progress=progress) as given,
     ):
-        source = conversion_source(plain_model, plain)
-        return convert(
+        source = conversion_source(given.path, plain)
+        conversion = convert(
             source,
             samples,
             to=_target(to),
@@ -151,6 +151,7 @@ def convert_model(
             tolerance=tolerance,
             progress=progress,
         )
+        return conversion.after(given)
 
 
 def _target(to: str) -> Format:
@@ -204,7 +205,7 @@ def optimize_model(
         UsageError: the source, the samples or the metric cannot be used.
         ConversionError: the model cannot be converted to ONNX.
     """
-    from forwardpass.convert import convert_to_onnx, plain_estimator, plain_weights
+    from forwardpass.convert import convert_to_onnx, plain_model, plain_weights
     from forwardpass.lean import LeanSettings
     from forwardpass.lean.making import lean_variants, load_lessons
     from forwardpass.optimize import OptimizeSettings
@@ -220,9 +221,9 @@ def optimize_model(
     folder.mkdir(parents=True, exist_ok=True)
     with (
         plain_weights(weights, trust_pickle=trust_pickle) as plain,
-        plain_estimator(str(model), splits.calibration, trust_pickle=trust_pickle) as plain_model,
+        plain_model(str(model), splits.calibration, trust_pickle=trust_pickle, progress=progress) as given,
     ):
-        source = conversion_source(plain_model, plain)
+        source = conversion_source(given.path, plain)
         start_s = time.monotonic()
         conversion = convert_to_onnx(
             source, splits.calibration, out=folder / "onnx-fp32.onnx", opset=opset, axes=axes, progress=progress
@@ -316,7 +317,7 @@ def ship_model(
         ConversionError: the model cannot be converted to ONNX.
         EnvironmentProblem: a package is missing, the disk is full, or another process works on the same bundle.
     """
-    from forwardpass.convert import TorchSource, plain_estimator, plain_weights
+    from forwardpass.convert import TorchSource, plain_model, plain_weights
     from forwardpass.lean import LeanSettings
     from forwardpass.lean.making import load_lessons
     from forwardpass.optimize import OptimizeSettings
@@ -334,10 +335,10 @@ def ship_model(
     key = source_key(conversion_source(str(model), weights))
     with (
         plain_weights(weights, trust_pickle=trust_pickle) as plain,
-        plain_estimator(str(model), splits.calibration, trust_pickle=trust_pickle) as plain_model,
+        plain_model(str(model), splits.calibration, trust_pickle=trust_pickle, progress=progress) as given,
     ):
         request = ShipRequest(
-            source=conversion_source(plain_model, plain),
+            source=conversion_source(given.path, plain),
             source_key=key,
             splits=splits,
             name=checked_name(name or Path(out).absolute().name),

@@ -17,7 +17,7 @@ from forwardpass.core.references import is_reference, resolve_reference
 from forwardpass.core.samples import SampleSplits
 from forwardpass.core.variants import Format, Precision, Variant
 from forwardpass.errors import InvalidMetric, InvalidOption, InvalidSamples, SourceNotFound
-from forwardpass.runtimes import RuntimeOptions, format_of, is_torch_path, open_runtime
+from forwardpass.runtimes import RuntimeOptions, format_of, is_saved_model, is_torch_path, open_runtime
 from forwardpass.samples import load_splits
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ def conversion_source(model: str, weights: str) -> TorchSource | Path:
     path = Path(model)
     if is_torch_path(path):
         return TorchSource(reference=model, weights=weights)
-    if path.is_file():
+    if path.is_file() or is_saved_model(path):
         return path
     if not is_reference(model):
         raise SourceNotFound(
@@ -136,7 +136,7 @@ def source_key(source: TorchSource | Path) -> str:
     """
     digest = hashlib.sha256()
     if isinstance(source, Path):
-        files = [source]
+        files = sorted(file for file in source.rglob("*") if file.is_file()) if source.is_dir() else [source]
     elif is_torch_path(given := Path(source.reference)):
         files = sorted(file for file in given.iterdir() if file.is_file()) if given.is_dir() else [given]
     else:
