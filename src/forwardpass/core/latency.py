@@ -14,6 +14,8 @@ NUM_SEEN_IN_TABLE = 4
 """For how many observations the word of a table counts, when the first real one comes in."""
 NUM_DEVIATIONS = 2.0
 """As TCP estimates round trips (RFC 6298): a running mean and mean deviation need no history and forget old load."""
+MAX_KNOWN = 4096
+"""Sizes for which the word of the table is kept at hand."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,15 +85,20 @@ class LatencyEstimate:
     """
 
     def __init__(self, table: LatencyTable | None) -> None:
-        self._table = table
-        self._bias = 1.0
         self._seen: dict[int, dict[int, _Seen]] = {}
         self._curves: dict[int, _Curve] = {}
+        self._adopt(table)
 
     def learn_table(self, table: LatencyTable) -> None:
         """Take over a table that was measured after the start."""
-        self._table, self._bias = table, 1.0
+        self._adopt(table)
         self._curves.clear()
+
+    def _adopt(self, table: LatencyTable | None) -> None:
+        self._table, self._bias = table, 1.0
+        self._from_table_s: dict[tuple[int, int], float] = {}
+        points = table.points if table is not None else ()
+        self._table_points = [(_bucket(point.batch_size), point.batch_size) for point in points]
 
     def predict_s(self, num_rows: int, row_size: int = 1) -> float:
         """Predict the time of a batch, on the safe side of the mean; 0 while nothing is known."""
@@ -106,18 +113,30 @@ class LatencyEstimate:
         """Take note of a batch that has run."""
         of_size = self._seen.setdefault(_bucket(row_size), {})
         bucket = _bucket(num_rows)
+        table_s = self._by_table_s(num_rows, row_size)
         if bucket in of_size:
             of_size[bucket].add(num_rows, seconds)
-        elif self._table is not None:
-            expected_s = self._bias * _from_table(self._table, num_rows, row_size)
+        elif table_s is not None:
+            expected_s = self._bias * table_s
             of_size[bucket] = _Seen(num_rows, expected_s, expected_s / 4, num_seen=NUM_SEEN_IN_TABLE)
             of_size[bucket].add(num_rows, seconds)
         else:
             of_size[bucket] = _Seen(num_rows, seconds)
-        if self._table is not None:
-            ratio = seconds / max(_from_table(self._table, num_rows, row_size), 1e-9)
+        if table_s is not None:
+            ratio = seconds / max(table_s, 1e-9)
             self._bias += SMOOTHING * (min(max(ratio, self._bias / 4), 4 * self._bias) - self._bias)
         self._curves.clear()
+
+    def _by_table_s(self, num_rows: int, row_size: int) -> float | None:
+        """Return what the table says, if there is one; the same sizes are asked for again and again."""
+        if self._table is None:
+            return None
+        known = self._from_table_s.get((num_rows, row_size))
+        if known is None:
+            if len(self._from_table_s) >= MAX_KNOWN:
+                self._from_table_s.clear()
+            known = self._from_table_s[num_rows, row_size] = _from_table(self._table, num_rows, row_size)
+        return known
 
     def _known(self, row_size: int) -> _Curve:
         size = _bucket(row_size)
@@ -129,10 +148,9 @@ class LatencyEstimate:
     def _curve(self, size: int) -> _Curve:
         seen = self._seen.get(size) or self._scaled(size)
         points = {bucket: (one.num_rows, one.safe_s) for bucket, one in seen.items()}
-        if (table := self._table) is not None:
-            for point in table.points:
-                expected_s = self._bias * _from_table(table, point.batch_size, size)
-                points.setdefault(_bucket(point.batch_size), (float(point.batch_size), expected_s))
+        for bucket, batch_size in self._table_points:
+            if bucket not in points and (table_s := self._by_table_s(batch_size, size)) is not None:
+                points[bucket] = (float(batch_size), self._bias * table_s)
         return _Curve(sorted(points.values()))
 
     def _scaled(self, size: int) -> dict[int, _Seen]:

@@ -141,7 +141,7 @@ class _Lane:
 
     @property
     def is_free(self) -> bool:
-        return not self.is_busy and self.worker.state is WorkerState.IDLE
+        return not self.batch and self.line_batch is None and self.worker.state is WorkerState.IDLE
 
     @property
     def is_busy(self) -> bool:
