@@ -54,7 +54,10 @@ def test_every_form_of_a_file_is_tried_and_answers_the_same(mlp: Variant, monkey
     assert 0 < study.model_s.value < study.as_it_is_s.value
 
 
-def test_the_file_of_a_small_model_is_left_alone_and_the_reader_is_told_why(mlp: Variant) -> None:
+def test_the_file_of_a_small_model_is_left_alone_and_the_reader_is_told_why(
+    mlp: Variant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(starting, "LEAST_MODEL_S", 60.0)
     study = profile(mlp)
     assert not [trial for trial in study.trials if "mapped" in trial.what]
     assert "no other form of its file was tried, since none can save more" in study.note

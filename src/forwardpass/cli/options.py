@@ -165,6 +165,11 @@ def quality_options(function: Command) -> Command:
         ),
         click.option("--slo", default=None, metavar="TARGET", help="Latency target, such as p95=50ms."),
         click.option(
+            "--pin-processor",
+            is_flag=True,
+            help="With --target cold-start, also make files laid out for this kind of processor; others refuse them.",
+        ),
+        click.option(
             "--budget",
             default=None,
             metavar="TIME",

@@ -24,6 +24,7 @@ def optimize_settings(
     floor: float | None,
     target: str,
     slo: str | None,
+    pin_processor: bool,
     budget: str | None,
     routes: str,
     vcpu_hour_usd: float,
@@ -42,6 +43,7 @@ def optimize_settings(
         profile=profile_settings(quick=quick),
         prices=Prices(vcpu_hour_usd=vcpu_hour_usd, gb_hour_usd=gb_hour_usd),
         routes=_routes(routes),
+        pin_processor=pin_processor,
         budget_s=parse_duration_s(budget) if budget is not None else None,
     )
 

@@ -104,22 +104,28 @@ def _judge(
         return Judgement(
             name=facts.name, verdict=Verdict.KEPT, reason="the float model that the others are compared with"
         )
-    dominating = next(_dominating(facts, above, sign), None)
+    dominating = next(_dominating(facts, above, sign, target), None)
     if dominating is not None:
-        reason = f"{dominating.name} is at least as good in latency, size and {metric}; {_compared(facts, target)}"
+        what = "latency, size, cold start" if target is Target.COLD_START else "latency, size"
+        reason = f"{dominating.name} is at least as good in {what} and {metric}; {_compared(facts, target)}"
         return Judgement(name=facts.name, verdict=Verdict.REJECTED, reason=reason)
     return Judgement(name=facts.name, verdict=Verdict.KEPT, reason=_compared(facts, target))
 
 
-def _dominating(facts: Facts, others: Sequence[Facts], sign: float) -> Iterator[Facts]:
+def _dominating(facts: Facts, others: Sequence[Facts], sign: float, target: Target) -> Iterator[Facts]:
     """Yield candidates that are nowhere worse and somewhere better."""
     for other in others:
         if other.name == facts.name or not other.can_be_served:
             continue
-        ours = (facts.latency_s, facts.size_bytes, -sign * facts.score)
-        theirs = (other.latency_s, other.size_bytes, -sign * other.score)
+        ours, theirs = _costs(facts, sign, target), _costs(other, sign, target)
         if theirs != ours and all(their <= our for their, our in zip(theirs, ours, strict=True)):
             yield other
+
+
+def _costs(facts: Facts, sign: float, target: Target) -> tuple[float, ...]:
+    """Return what a candidate costs, each the less the better; a cold start counts where it is the target."""
+    costs = (facts.latency_s, facts.size_bytes, -sign * facts.score)
+    return (*costs, -facts.gain.value) if target is Target.COLD_START else costs
 
 
 def _reason(

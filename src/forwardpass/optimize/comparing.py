@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from forwardpass.core.calls import calls_from_samples
@@ -13,11 +14,16 @@ from forwardpass.errors import ChildFailed
 from forwardpass.optimize.budget import fit_profile
 from forwardpass.optimize.candidates import MIXED
 from forwardpass.optimize.entries import SHARE_OF_MAKING, SHARE_OF_SCORING, Entry, Search
-from forwardpass.optimize.results import content_key, hash_file
+from forwardpass.optimize.results import content_key, hash_files
+from forwardpass.optimize.values import Target
 from forwardpass.profile import VariantProfile, profile_variants
 from forwardpass.profile.measuring import purpose_of
+from forwardpass.runtimes import companions
 
 __all__ = ["profile_all"]
+
+TIMES_AS_MANY_STARTS = 2
+"""Where cold starts decide, there are twice as many of them."""
 
 
 def profile_all(
@@ -39,12 +45,15 @@ def profile_all(
         progress(text, done=start + (1 - start) * done)
 
     running = [entry for entry in entries if not entry.failure]
-    settings, num_measured = fit_profile(search.settings.profile, len(running), search.budget.left_s, search.pace)
+    wanted = search.settings.profile
+    if search.settings.target is Target.COLD_START:
+        wanted = replace(wanted, num_cold_starts=TIMES_AS_MANY_STARTS * wanted.num_cold_starts)
+    settings, num_measured = fit_profile(wanted, len(running), search.budget.left_s, search.pace)
     for entry in _least_promising(running, needed)[: max(len(running) - num_measured, 0)]:
         search.left_out.append(f"{entry.variant.name} was not measured: {search.budget}")
         running.remove(entry)
     dropped = [entry for entry in entries if not entry.failure and entry not in running]
-    if settings != search.settings.profile:
+    if settings != wanted:
         search.left_out.append(f"measurements were shortened: {search.budget}")
     calls = calls_from_samples(samples, settings.batch_sizes)
     while any(entry.profile is None for entry in running):
@@ -70,8 +79,10 @@ def profile_all(
 
 
 def _identity(variant: Variant) -> tuple[str, str]:
-    is_file = Path(variant.location).is_file()
-    return variant.name, hash_file(variant.location) if is_file else variant.location
+    file = Path(variant.location)
+    if not file.is_file():
+        return variant.name, variant.location
+    return variant.name, hash_files([file, *companions(variant.format, file)])
 
 
 def _least_promising(entries: Sequence[Entry], needed: frozenset[str]) -> list[Entry]:

@@ -7,9 +7,12 @@ import numpy as np
 from forwardpass.core.measurement import Interval, Measurement
 from forwardpass.core.statistics import measure_ratio
 from forwardpass.optimize.values import Prices, Target
-from forwardpass.profile import Cell, VariantProfile
+from forwardpass.profile import Cell, ColdStart, VariantProfile
 
 __all__ = ["cell_row_usd", "gain_at"]
+
+MIN_PAIRS = 3
+"""With fewer cold starts, an interval from their pairs says nothing."""
 
 
 def gain_at(target: Target, ours: VariantProfile, theirs: VariantProfile, *, prices: Prices) -> Measurement:
@@ -18,7 +21,7 @@ def gain_at(target: Target, ours: VariantProfile, theirs: VariantProfile, *, pri
         ratio = (theirs.file_bytes or 0) / max(ours.file_bytes or 0, 1)
         return Measurement(value=ratio, unit="ratio", interval=Interval(low=ratio, high=ratio), num_repetitions=1)
     if target is Target.COLD_START:
-        return _unpaired(theirs.cold_start.total_s, ours.cold_start.total_s)
+        return _of_starts(theirs.cold_start, ours.cold_start)
     if target is Target.LATENCY:
         return _paired(theirs.best_latency, ours.best_latency)
     if target is Target.THROUGHPUT:
@@ -56,6 +59,13 @@ def _usd_per_second(profile: VariantProfile, cell: Cell, prices: Prices) -> floa
 def _paired(theirs: Cell, ours: Cell) -> Measurement:
     num_pairs = min(len(ours.round_p50_s), len(theirs.round_p50_s))
     return measure_ratio(_seconds_per_row(theirs)[:num_pairs], _seconds_per_row(ours)[:num_pairs])
+
+
+def _of_starts(theirs: ColdStart, ours: ColdStart) -> Measurement:
+    num_pairs = min(len(theirs.round_total_s), len(ours.round_total_s))
+    if num_pairs < MIN_PAIRS:
+        return _unpaired(theirs.total_s, ours.total_s)
+    return measure_ratio(np.array(theirs.round_total_s[:num_pairs]), np.array(ours.round_total_s[:num_pairs]))
 
 
 def _unpaired(theirs: Measurement, ours: Measurement) -> Measurement:

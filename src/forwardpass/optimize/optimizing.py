@@ -17,12 +17,19 @@ from forwardpass.optimize.budget import Budget, Pace
 from forwardpass.optimize.candidates import Workshop
 from forwardpass.optimize.comparing import profile_all
 from forwardpass.optimize.entries import Entry, Search
-from forwardpass.optimize.making import make_all, make_int8_of, make_mixed, make_weights, measure_nodes
+from forwardpass.optimize.making import (
+    make_all,
+    make_int8_of,
+    make_mixed,
+    make_weights,
+    measure_nodes,
+)
 from forwardpass.optimize.probe import int8_saturates
 from forwardpass.optimize.results import ResultStore, content_key, hash_file
 from forwardpass.optimize.rules import Situation, rules_that_apply
 from forwardpass.optimize.sampling import fit_splits
 from forwardpass.optimize.scoring import Scorer, score_all
+from forwardpass.optimize.sooner import make_sooner
 from forwardpass.optimize.torch_route import make_torch
 from forwardpass.optimize.values import Optimization, OptimizeSettings, Route
 from forwardpass.optimize.verdicts import caution_about, choose_entry, describe_entry, floor_score
@@ -114,6 +121,7 @@ def optimize_model(
             entries += make_mixed(workshop, search, entries, scorer, metric, progress)
             entries += make_weights(workshop, search, entries[0], scorer, metric, progress)
         entries += make_int8_of(also, workshop, search, scorer, progress)
+        entries += make_sooner(workshop, search, entries, scorer, progress)
     finally:
         workshop.tidy()
     entries = profile_all(entries, splits.validation, search, progress, needed=needed)

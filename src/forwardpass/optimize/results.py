@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TypeVar
 
 import msgspec
 
-__all__ = ["ResultStore", "content_key", "hash_file"]
+__all__ = ["ResultStore", "content_key", "hash_file", "hash_files"]
 
 _T = TypeVar("_T")
 
@@ -33,6 +34,11 @@ class ResultStore:
         partial = self.folder / f"{key}.{os.getpid()}.partial"
         partial.write_bytes(msgspec.json.encode(result))
         partial.replace(self.folder / f"{key}.json")
+
+
+def hash_files(files: Iterable[Path]) -> str:
+    """Return a hash over several files in their order."""
+    return content_key([hash_file(file) for file in files])
 
 
 def content_key(*parts: object) -> str:

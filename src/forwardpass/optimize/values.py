@@ -88,6 +88,8 @@ class OptimizeSettings:
     prices: Prices = field(default_factory=Prices)
     routes: tuple[Route, ...] = (Route.ONNX,)
     """The ONNX file itself is made in any case: it is what everything is compared with."""
+    pin_processor: bool = False
+    """Whether a variant for `COLD_START` may be laid out for this kind of processor, to be refused by all others."""
     budget_s: float | None = None
     """The search ends within this time with the best that it has found; None: it takes what it takes."""
     max_calibration_samples: int = 256

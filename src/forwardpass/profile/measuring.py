@@ -417,6 +417,7 @@ def _cold_start_of(starts: Sequence[tuple[float, Opened]]) -> ColdStart:
         load_s=seconds([it.load_s for _, it in starts]),
         first_run_s=seconds([it.first_run_s for _, it in starts]),
         total_s=seconds([total for total, _ in starts]),
+        round_total_s=tuple(total for total, _ in starts),
     )
 
 

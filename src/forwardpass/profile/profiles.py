@@ -72,6 +72,8 @@ class ColdStart:
     load_s: Measurement
     first_run_s: Measurement
     total_s: Measurement
+    round_total_s: tuple[float, ...] = ()
+    """Start by start, in order: variants that were profiled together started in turns."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,6 +13,7 @@ from forwardpass.core.tensors import BATCH_AXIS, Array, Dimension, Signature, Te
 from forwardpass.core.variants import SUFFIXES, Format
 from forwardpass.errors import InvalidModel, SourceNotFound, TensorMismatch
 from forwardpass.runtimes.options import RuntimeOptions
+from forwardpass.runtimes.processors import LAYOUT, vector_layout
 
 __all__ = ["OnnxRuntime", "save_mapped", "save_optimised", "save_ort", "session_options"]
 
@@ -76,7 +77,10 @@ class OnnxRuntime:
         if Path(path).suffix.lower() == SUFFIXES[Format.ORT]:
             for key in _MAPPED_IN_PLACE:
                 settings.add_session_config_entry(key, "1")
-        self._start(_session(path, settings, path), path)
+        session = _session(path, settings, path)
+        if Path(path).suffix.lower() == SUFFIXES[Format.ORT]:
+            _check_layout(session, path)
+        self._start(session, path)
 
     @classmethod
     def from_bytes(cls, model: bytes, *, options: RuntimeOptions) -> OnnxRuntime:
@@ -161,6 +165,14 @@ def save_ort(source: Path, target: Path, *, for_this_processor: bool = False) ->
     settings.optimized_model_filepath = str(target)
     settings.add_session_config_entry("session.save_model_format", "ORT")
     _session(str(source), settings, str(source))
+
+
+def _check_layout(session: ort.InferenceSession, path: str) -> None:
+    """Refuse a file that is laid out for another kind of processor: it would answer wrongly or not at all."""
+    layout = session.get_modelmeta().custom_metadata_map.get(LAYOUT)
+    if layout is not None and layout != (here := vector_layout()):
+        reason = f"it is laid out for {layout}, and this is {here}"
+        raise InvalidModel(path=path, reason=f"{reason}; use a variant that is not pinned, or make one here")
 
 
 def _session(model: str | bytes, settings: ort.SessionOptions, path: str) -> ort.InferenceSession:
