@@ -14,8 +14,11 @@ from forwardpass.serve.settings import ModelSettings
 
 __all__ = ["Sizing", "choose_sizing", "paddable_axes"]
 
-MIN_ROW_S = 1e-3
-"""Where a row takes less, the front is the limit, and another worker would only take its core away."""
+MIN_ROW_S = 0.2e-3
+"""Where a row takes less, the front is the limit, and another worker would only take its core away.
+
+Reading and answering a request takes native code about 10 µs of a core, and the front in Python 70 µs.
+"""
 
 MIN_GAIN = 1.15
 """Several slow workers have to promise so much more throughput than one fast one; each holds a copy of the model."""

@@ -102,3 +102,9 @@ def test_several_slow_workers_are_taken_only_if_their_batches_keep_the_target() 
     tight = choose_sizing(both, ModelSettings(), slo=Slo(percent=99, limit_s=0.06), num_cores=2)
     assert (relaxed.num_workers, relaxed.num_threads) == (2, 1)
     assert (tight.num_workers, tight.num_threads) == (1, 2)
+
+
+@pytest.mark.parametrize(("row_ms", "num_workers"), [(5, 2), (0.5, 2), (0.1, 1)])
+def test_every_core_gets_a_worker_unless_the_front_needs_it(row_ms: float, num_workers: int) -> None:
+    chosen = choose_sizing(variant(BITWISE, table({1: row_ms})), ModelSettings(), slo=None, num_cores=2)
+    assert chosen.num_workers == num_workers
