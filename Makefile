@@ -19,7 +19,7 @@ fix: setup
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
 
 check: setup
-	$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/mypy && $(BIN)/lint-imports && $(BIN)/python docs/generate.py --check
+	$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/mypy && $(BIN)/lint-imports && $(BIN)/python docs/generate.py --check && $(BIN)/python scripts/make_blocking_client.py --check
 
 test: setup
 	$(BIN)/pytest -m 'not slow and not soak'
@@ -43,7 +43,7 @@ bench-optimise-peers: setup
 	$(BIN)/python benchmarks/bench_optimise_peers.py
 
 docs: setup
-	$(BIN)/python docs/generate.py
+	$(BIN)/python docs/generate.py && $(BIN)/python scripts/make_blocking_client.py
 
 demo: setup
 	$(BIN)/python examples/demo.py

@@ -1,5 +1,7 @@
 """The client that blocks."""
 
+# Made by scripts/make_blocking_client.py from asynchronous.py, apart from the docstring of the class.
+
 from __future__ import annotations
 
 import time
