@@ -5,8 +5,8 @@ from __future__ import annotations
 import click
 
 from forwardpass.cli.rendering import echo_table
-from forwardpass.optimize import Candidate, Optimization, Verdict
-from forwardpass.report.format import format_bytes, format_measurement
+from forwardpass.optimize import Candidate, Optimization, Target, Verdict
+from forwardpass.report.format import format_bytes, format_measurement, format_usd
 
 __all__ = ["echo_candidates"]
 
@@ -26,6 +26,14 @@ def echo_candidates(optimization: Optimization) -> None:
         f"{optimization.metric} on {optimization.num_test} test samples; the floor of {optimization.floor_score:.4g} "
         f"was applied to {optimization.num_validation} validation samples"
     )
+    if optimization.target is Target.COST and optimization.prices is not None:
+        click.echo(f"prices: {optimization.prices}; every processor busy")
+        listed = [
+            f"{candidate.variant.name} {format_usd(1e6 * candidate.row_usd)}"
+            for candidate in optimization.candidates
+            if candidate.row_usd is not None
+        ]
+        click.echo(f"a million rows: {', '.join(listed)}")
     for sentence in optimization.left_out:
         click.echo(f"left out: {sentence}")
     for warning in optimization.warnings:

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import click
 
 from forwardpass.errors import InvalidOption
+from forwardpass.optimize.prices import DEFAULT_PRICES, known_prices
 from forwardpass.profile import ProfileSettings
 
 __all__ = [
@@ -185,20 +186,25 @@ def quality_options(function: Command) -> Command:
             "half a minute for each.",
         ),
         click.option(
+            "--prices",
+            default=DEFAULT_PRICES,
+            show_default=True,
+            metavar="NAME",
+            help=f"What --target cost computes with: {', '.join(known_prices())}, or a JSON file of yours.",
+        ),
+        click.option(
             "--vcpu-hour-usd",
             type=click.FloatRange(min=0),
-            default=0.04048,
-            show_default=True,
+            default=None,
             metavar="USD",
-            help="Price of a processor for an hour, for --target cost.",
+            help="Price of a processor for an hour, in place of that of --prices.",
         ),
         click.option(
             "--gb-hour-usd",
             type=click.FloatRange(min=0),
-            default=0.004445,
-            show_default=True,
+            default=None,
             metavar="USD",
-            help="Price of a gigabyte of memory for an hour, for --target cost.",
+            help="Price of a gigabyte of memory for an hour, in place of that of --prices.",
         ),
     )
     return _apply(function, options)

@@ -11,6 +11,7 @@ from forwardpass.errors import InvalidOption
 from forwardpass.lean import LeanSettings, PruneSettings, SparsitySettings, StudentSettings, TrainSettings
 from forwardpass.optimize import OptimizeSettings, Prices, Route, Target
 from forwardpass.optimize.budget import parse_duration_s
+from forwardpass.optimize.prices import checked, load_prices
 
 __all__ = ["lean_settings", "optimize_settings"]
 
@@ -27,8 +28,9 @@ def optimize_settings(
     pin_processor: bool,
     budget: str | None,
     routes: str,
-    vcpu_hour_usd: float,
-    gb_hour_usd: float,
+    prices: str,
+    vcpu_hour_usd: float | None,
+    gb_hour_usd: float | None,
     quick: bool,
 ) -> OptimizeSettings:
     """Parse what the user may set.
@@ -41,11 +43,27 @@ def optimize_settings(
         target=Target(target),
         slo=Slo.parse(slo) if slo is not None else None,
         profile=profile_settings(quick=quick),
-        prices=Prices(vcpu_hour_usd=vcpu_hour_usd, gb_hour_usd=gb_hour_usd),
+        prices=_prices(prices, vcpu_hour_usd, gb_hour_usd),
         routes=_routes(routes),
         pin_processor=pin_processor,
         budget_s=parse_duration_s(budget) if budget is not None else None,
     )
+
+
+def _prices(name: str, vcpu_hour_usd: float | None, gb_hour_usd: float | None) -> Prices:
+    """Take the named prices, with those in place of theirs that are given; then the whole is the user's own."""
+    found = load_prices(name)
+    if vcpu_hour_usd is None and gb_hour_usd is None:
+        return found
+    own = Prices(
+        what=f"prices of your own instead of those of {found.what}",
+        vcpu_hour_usd=found.vcpu_hour_usd if vcpu_hour_usd is None else vcpu_hour_usd,
+        gb_hour_usd=found.gb_hour_usd if gb_hour_usd is None else gb_hour_usd,
+        gb_per_vcpu=found.gb_per_vcpu,
+        request_usd=found.request_usd,
+        one_request_at_a_time=found.one_request_at_a_time,
+    )
+    return checked(own, option="--vcpu-hour-usd and --gb-hour-usd", value=f"{own.vcpu_hour_usd:g}, {own.gb_hour_usd:g}")
 
 
 def lean_settings(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from forwardpass.optimize.prices import Prices
 from forwardpass.optimize.values import (
     Candidate,
     FileHash,
@@ -12,7 +13,6 @@ from forwardpass.optimize.values import (
     NotTried,
     Optimization,
     OptimizeSettings,
-    Prices,
     Provenance,
     Route,
     SearchStep,

@@ -6,7 +6,8 @@ import numpy as np
 
 from forwardpass.core.measurement import Interval, Measurement
 from forwardpass.core.statistics import measure_ratio
-from forwardpass.optimize.values import Prices, Target
+from forwardpass.optimize.prices import Prices
+from forwardpass.optimize.values import Target
 from forwardpass.profile import Cell, ColdStart, VariantProfile
 
 __all__ = ["cell_row_usd", "gain_at"]
@@ -26,9 +27,9 @@ def gain_at(target: Target, ours: VariantProfile, theirs: VariantProfile, *, pri
         return _paired(theirs.best_latency, ours.best_latency)
     if target is Target.THROUGHPUT:
         return _paired(theirs.best_throughput, ours.best_throughput)
-    our_cell, their_cell = _cheapest(ours, prices), _cheapest(theirs, prices)
-    weight = _usd_per_second(theirs, their_cell, prices) / _usd_per_second(ours, our_cell, prices)
-    return _times(_paired(their_cell, our_cell), weight)
+    their_usd, our_usd = (_round_usd(profile, _cheapest(profile, prices), prices) for profile in (theirs, ours))
+    num_pairs = min(len(their_usd), len(our_usd))
+    return measure_ratio(their_usd[:num_pairs], our_usd[:num_pairs])
 
 
 def cell_row_usd(profile: VariantProfile, prices: Prices) -> float:
@@ -38,7 +39,9 @@ def cell_row_usd(profile: VariantProfile, prices: Prices) -> float:
 
 def _cheapest(profile: VariantProfile, prices: Prices) -> Cell:
     """Return the cheapest of the cells that requests may use: the sizes among which rows do not change each other."""
-    sizes = {profile.best_throughput.batch_size} | {profile.batch_sizes[0]}
+    sizes = {profile.batch_sizes[0]}
+    if not prices.one_request_at_a_time:
+        sizes.add(profile.best_throughput.batch_size)
     cells = [cell for cell in profile.cells if cell.batch_size in sizes]
     return min(cells, key=lambda cell: _row_usd(profile, cell, prices))
 
@@ -51,9 +54,10 @@ def _row_usd(profile: VariantProfile, cell: Cell, prices: Prices) -> float:
     )
 
 
-def _usd_per_second(profile: VariantProfile, cell: Cell, prices: Prices) -> float:
-    memory_bytes = profile.memory.peak_bytes.value
-    return prices.row_usd(row_s=1.0, num_threads=cell.num_threads, memory_bytes=memory_bytes)
+def _round_usd(profile: VariantProfile, cell: Cell, prices: Prices) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+    """Return what a row cost in each round."""
+    per_second = prices.usd_per_second(num_threads=cell.num_threads, memory_bytes=profile.memory.peak_bytes.value)
+    return _seconds_per_row(cell) * per_second + prices.request_usd
 
 
 def _paired(theirs: Cell, ours: Cell) -> Measurement:
@@ -76,13 +80,6 @@ def _unpaired(theirs: Measurement, ours: Measurement) -> Measurement:
     )
     return Measurement(
         value=theirs.value / ours.value, unit="ratio", interval=interval, num_repetitions=ours.num_repetitions
-    )
-
-
-def _times(ratio: Measurement, factor: float) -> Measurement:
-    interval = Interval(low=ratio.interval.low * factor, high=ratio.interval.high * factor)
-    return Measurement(
-        value=ratio.value * factor, unit="ratio", interval=interval, num_repetitions=ratio.num_repetitions
     )
 
 

@@ -146,6 +146,7 @@ def optimize_model(
         layers=search.layers,
         path=tuple(search.path),
         left_out=tuple(search.left_out),
+        prices=settings.prices,
     )
 
 

@@ -102,6 +102,8 @@ def _choice_section(optimization: Optimization) -> Section:
     if optimization.warnings:
         parts.append(render_notes(optimization.warnings))
     notes = untried_notes(optimization)
+    if optimization.prices is not None:
+        notes.insert(0, f"Prices: {optimization.prices}; every processor busy, no free tier, no traffic, no storage.")
     if notes:
         parts.append(render_notes(notes))
     return Section(title="Variants and the choice", lead=lead, parts=tuple(parts))

@@ -8,7 +8,7 @@ from markupsafe import Markup
 
 from forwardpass.core.measurement import Measurement
 from forwardpass.optimize.values import Candidate, LayerEvidence, Optimization, Verdict
-from forwardpass.report.format import format_bytes, format_ratio, format_seconds
+from forwardpass.report.format import format_bytes, format_ratio, format_seconds, format_usd
 from forwardpass.report.page import Column, RowGroup, Section, State, render_measurement, render_state, render_table
 
 __all__ = ["candidates_table", "layers_section", "path_section", "reasons_table", "untried_notes", "weights_section"]
@@ -24,7 +24,8 @@ _VERDICT_STATES = {
 
 def candidates_table(optimization: Optimization) -> Markup:
     """Return every variant with its numbers and its verdict."""
-    numbers = ("p50, batch 1", "Gain", optimization.metric, "Against source", "Size", "Cold start", "Peak memory")
+    numbers = ["p50, batch 1", "Gain", optimization.metric, "Against source", "Size", "Cold start", "Peak memory"]
+    numbers.append("USD per million rows")
     columns = [Column(title="Variant"), Column(title="Verdict")]
     columns += [Column(title=title, kind="number") for title in numbers]
     rows = [_candidate_row(candidate) for candidate in optimization.candidates]
@@ -133,7 +134,7 @@ def _candidate_row(candidate: Candidate) -> list[str | Markup]:
     verdict = _verdict(candidate)
     profile = candidate.profile
     if profile is None or candidate.test is None or candidate.gain is None or candidate.test_difference is None:
-        return [candidate.variant.name, verdict, *[""] * 7]
+        return [candidate.variant.name, verdict, *[""] * 8]
     return [
         candidate.variant.name,
         verdict,
@@ -144,4 +145,5 @@ def _candidate_row(candidate: Candidate) -> list[str | Markup]:
         format_bytes(profile.file_bytes) if profile.file_bytes is not None else "",
         render_measurement(profile.cold_start.total_s),
         format_bytes(profile.memory.peak_bytes.value),
+        format_usd(1e6 * candidate.row_usd) if candidate.row_usd is not None else "",
     ]

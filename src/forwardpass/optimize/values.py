@@ -8,6 +8,7 @@ from enum import StrEnum
 from forwardpass.core.measurement import Machine, Measurement
 from forwardpass.core.slo import QualityFloor, Slo
 from forwardpass.core.variants import Variant
+from forwardpass.optimize.prices import DEFAULT_PRICES, Prices, load_prices
 from forwardpass.profile import ProfileSettings, VariantProfile
 
 __all__ = [
@@ -61,23 +62,6 @@ class Verdict(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Prices:
-    """What computing costs; the defaults are AWS Fargate, Linux on x86, us-east-1, as published in 2025."""
-
-    vcpu_hour_usd: float = 0.04048
-    gb_hour_usd: float = 0.004445
-
-    def row_usd(self, *, row_s: float, num_threads: int, memory_bytes: float) -> float:
-        """Return the price of a row that keeps so many threads and so much memory (1 GB is 2**30 bytes) busy.
-
-        >>> round(Prices(vcpu_hour_usd=3600.0, gb_hour_usd=0.0).row_usd(row_s=0.5, num_threads=2, memory_bytes=0), 6)
-        1.0
-        """
-        usd_per_hour = num_threads * self.vcpu_hour_usd + memory_bytes / 2**30 * self.gb_hour_usd
-        return row_s / 3600 * usd_per_hour
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class OptimizeSettings:
     """What may be given up, what is wanted, and how much is measured."""
 
@@ -85,7 +69,7 @@ class OptimizeSettings:
     target: Target = Target.LATENCY
     slo: Slo | None = None
     profile: ProfileSettings = field(default_factory=ProfileSettings)
-    prices: Prices = field(default_factory=Prices)
+    prices: Prices = field(default_factory=lambda: load_prices(DEFAULT_PRICES))
     routes: tuple[Route, ...] = (Route.ONNX,)
     """The ONNX file itself is made in any case: it is what everything is compared with."""
     pin_processor: bool = False
@@ -122,6 +106,8 @@ class Candidate:
     test_difference: Measurement | None = None
     relative_error: Measurement | None = None
     gain: Measurement | None = None
+    row_usd: float | None = None
+    """What a row costs at the batch size and number of threads that are cheapest for the variant."""
     files: tuple[FileHash, ...] = ()
     """Empty for a source that is no file, and for what failed."""
 
@@ -214,6 +200,8 @@ class Optimization:
     """What the search tried, in order."""
     left_out: tuple[str, ...] = ()
     """What there was no time for, a sentence each."""
+    prices: Prices | None = None
+    """What `row_usd` is computed with."""
     provenance: Provenance | None = None
     """None in evidence that was written before there was one."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 
 from forwardpass.core.measurement import Measurement
@@ -13,9 +14,10 @@ from forwardpass.optimize.candidates import RANGES_AT_HALF
 from forwardpass.optimize.cautions import Findings, cautions
 from forwardpass.optimize.choice import Choice, Facts, choose
 from forwardpass.optimize.entries import Entry
-from forwardpass.optimize.gain import gain_at
+from forwardpass.optimize.gain import cell_row_usd, gain_at
+from forwardpass.optimize.prices import age_warning
 from forwardpass.optimize.results import hash_file
-from forwardpass.optimize.values import Candidate, FileHash, OptimizeSettings, Verdict
+from forwardpass.optimize.values import Candidate, FileHash, OptimizeSettings, Target, Verdict
 from forwardpass.runtimes import companions
 
 __all__ = ["caution_about", "choose_entry", "describe_entry", "floor_score"]
@@ -90,6 +92,7 @@ def describe_entry(
         test_difference=entry.test.measure_difference(source_test),
         relative_error=entry.error.measure(),
         gain=_gain(entry, own, settings),
+        row_usd=cell_row_usd(entry.profile, settings.prices) if entry.profile is not None else None,
         files=tuple(_files_of(entry.variant, folder)),
     )
 
@@ -122,7 +125,8 @@ def caution_about(
         scores={entry.variant.name: entry.validation for entry in entries if entry.validation is not None},
         baseline=baseline.name,
     )
-    return tuple(cautions(findings))
+    old = age_warning(settings.prices, datetime.now(UTC).date()) if settings.target is Target.COST else ""
+    return (*cautions(findings), *([old] if old else []))
 
 
 def _range_distance(entries: Sequence[Entry]) -> float:

@@ -14,6 +14,7 @@ __all__ = [
     "format_ratio",
     "format_seconds",
     "format_share",
+    "format_usd",
 ]
 
 
@@ -85,6 +86,15 @@ def format_share(share: float) -> str:
     '1.23 %'
     """
     return f"{share * 100:.{_decimals(share * 100)}f} %"
+
+
+def format_usd(amount: float) -> str:
+    """Write an amount of money with three significant digits.
+
+    >>> format_usd(0.01234), format_usd(1234.5)
+    ('$0.0123', '$1,234')
+    """
+    return f"${amount:,.{_decimals(amount)}f}"
 
 
 def format_measurement(measured: Measurement) -> str:
