@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -113,6 +114,22 @@ def test_without_time_the_float_model_is_still_measured_and_what_is_missing_is_s
     assert [candidate.variant.name for candidate in result.candidates] == ["onnx-fp32"]
     assert result.chosen == "onnx-fp32"
     assert "int8-static was not made: the budget of 0.001 s had no time left for it" in result.left_out
+
+
+def test_what_is_slowest_at_a_glance_is_left_unmeasured_when_time_is_short(
+    model: Variant, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def glance(files: Sequence[Path], inputs: object) -> list[float]:
+        return [0.001 if file.stem == "int8-static-whole" else 0.002 for file in files]
+
+    monkeypatch.setattr(comparing, "glance_at_files", glance)
+    monkeypatch.setattr(comparing, "fit_profile", lambda settings, *facts: (settings, 2))
+    result = search(model, tmp_path / "work", OptimizeSettings(profile=TINY, budget_s=600))
+    assert [candidate.variant.name for candidate in result.candidates if candidate.profile is not None] == [
+        "onnx-fp32",
+        "int8-static-whole",
+    ]
+    assert any(line.startswith("int8-static was not measured: the budget") for line in result.left_out)
 
 
 @pytest.mark.parametrize("target", [Target.COLD_START, Target.COST])

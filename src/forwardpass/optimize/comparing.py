@@ -9,11 +9,11 @@ from pathlib import Path
 from forwardpass.core.calls import calls_from_samples
 from forwardpass.core.protocols import Progress
 from forwardpass.core.samples import Samples
-from forwardpass.core.variants import Variant
+from forwardpass.core.variants import Format, Variant
 from forwardpass.errors import ChildFailed
 from forwardpass.optimize.budget import fit_profile
-from forwardpass.optimize.candidates import MIXED
 from forwardpass.optimize.entries import SHARE_OF_MAKING, SHARE_OF_SCORING, Entry, Search
+from forwardpass.optimize.gains import glance_at_files
 from forwardpass.optimize.results import content_key, hash_files
 from forwardpass.optimize.values import Target
 from forwardpass.profile import VariantProfile, profile_variants
@@ -49,7 +49,8 @@ def profile_all(
     if search.settings.target is Target.COLD_START:
         wanted = replace(wanted, num_cold_starts=TIMES_AS_MANY_STARTS * wanted.num_cold_starts)
     settings, num_measured = fit_profile(wanted, len(running), search.budget.left_s, search.pace)
-    for entry in _least_promising(running, needed)[: max(len(running) - num_measured, 0)]:
+    num_left_out = max(len(running) - num_measured, 0)
+    for entry in _least_promising(running, needed, search, samples)[:num_left_out] if num_left_out else ():
         search.left_out.append(f"{entry.variant.name} was not measured: {search.budget}")
         running.remove(entry)
     dropped = [entry for entry in entries if not entry.failure and entry not in running]
@@ -85,13 +86,20 @@ def _identity(variant: Variant) -> tuple[str, str]:
     return variant.name, hash_files([file, *companions(variant.format, file)])
 
 
-def _least_promising(entries: Sequence[Entry], needed: frozenset[str]) -> list[Entry]:
-    """Return what may be left unmeasured: what is farthest from the source's answers goes first.
+def _least_promising(entries: Sequence[Entry], needed: frozenset[str], search: Search, samples: Samples) -> list[Entry]:
+    """Return what may be left unmeasured: for speed, what is slowest at a glance goes first.
 
-    The mixed variant goes last: as a whole file it was surely faster than float.
+    Otherwise, and where a glance fails, it is what is farthest from the source's answers.
     """
     free = [entry for entry in entries if entry.variant.name not in needed]
-    return sorted(
-        free,
-        key=lambda entry: (entry.variant.name == MIXED, -(entry.error.value if entry.error is not None else 0.0)),
-    )
+    distant = sorted(free, key=lambda entry: -(entry.error.value if entry.error is not None else 0.0))
+    files = [entry for entry in distant if entry.variant.format is Format.ONNX]
+    if not search.is_for_speed or not files:
+        return distant
+    inputs = next(iter(samples.batches(search.num_rows))).inputs
+    try:
+        seconds = glance_at_files([Path(entry.variant.location) for entry in files], inputs)
+    except RuntimeError:
+        return distant
+    slowest = [entry for _, entry in sorted(zip(seconds, files, strict=True), key=lambda pair: -pair[0])]
+    return [*(entry for entry in distant if entry not in files), *slowest]
