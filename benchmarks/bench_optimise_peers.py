@@ -23,7 +23,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +58,8 @@ class Plan:
 
     num_rounds: int = 15
     round_s: float = 0.15
+    limit_s: float = 120.0
+    """For a search that takes a limit (Olive's)."""
     profile: ProfileSettings = field(default_factory=ProfileSettings.quick)
     """Of forwardpass's own search: what `forwardpass optimize --quick` measures."""
 
@@ -121,7 +123,7 @@ def search_ours(prepared: Prepared, plan: Plan, folder: Path) -> Entry:
     )
 
 
-def search_rival(rival: Rival, prepared: Prepared, cache: Path, folder: Path) -> list[Entry]:
+def search_rival(rival: Rival, prepared: Prepared, plan: Plan, cache: Path, folder: Path) -> list[Entry]:
     """Let a rival choose; one that offers two files (dynamic and static) has two entries."""
     try:
         python = str(make_environment(rival.environment, cache, PINS))
@@ -132,7 +134,7 @@ def search_rival(rival: Rival, prepared: Prepared, cache: Path, folder: Path) ->
         return [Entry(name=rival.name, choice="as it is", contender=Contender(name=rival.name, python=python, how=how))]
     own = folder / rival.name.lower().replace(", ", "-").replace(" ", "-")
     own.mkdir()
-    answer = _run_program(rival, python, prepared, own)
+    answer = _run_program(rival, python, prepared, own, plan.limit_s)
     if "failure" in answer:
         return [Entry(name=rival.name, is_accuracy_aware=rival.is_accuracy_aware, failure=answer["failure"])]
     entries = [_chosen(rival, python, choice, answer) for choice in answer["choices"]]
@@ -159,13 +161,14 @@ def _chosen(rival: Rival, python: str, choice: Mapping[str, Any], answer: Mappin
     )
 
 
-def _run_program(rival: Rival, python: str, prepared: Prepared, folder: Path) -> dict[str, Any]:
+def _run_program(rival: Rival, python: str, prepared: Prepared, folder: Path, limit_s: float) -> dict[str, Any]:
     names = list(prepared.splits.test.groups[0].inputs)
     task = {
         "onnx": str(prepared.onnx),
         "data": str(prepared.data),
         "metric": prepared.model.metric,
         "max_drop": MAX_DROP,
+        "limit_s": limit_s,
         "is_transformer": prepared.model.is_transformer,
         "input_names": names,
         "folder": str(folder),
@@ -238,7 +241,7 @@ def compare(prepared: Prepared, rivals: Sequence[Rival], plan: Plan, cache: Path
     """Let everybody choose, score the choices and time them."""
     entries = []
     for rival in rivals:
-        entries += search_rival(rival, prepared, cache, folder)
+        entries += search_rival(rival, prepared, plan, cache, folder)
         say(f"{prepared.model.name}: {rival.name}: {_told(entries[-1])}")
     entries.insert(0, search_ours(prepared, plan, folder))
     say(f"{prepared.model.name}: {OURS}: {_told(entries[0])}")
@@ -354,9 +357,9 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     """Compare and print."""
     options = parse_arguments()
-    plan = Plan(num_rounds=5, round_s=0.05) if options.quick else Plan()
+    plan = Plan(num_rounds=7, round_s=0.05, limit_s=60.0) if options.quick else Plan()
     if options.rounds:
-        plan = Plan(num_rounds=options.rounds, round_s=plan.round_s)
+        plan = replace(plan, num_rounds=options.rounds)
     names = {FLOAT, *(options.only or RIVALS)}
     rivals = [rival for name, rival in RIVALS.items() if name in names]
     for name in options.models:

@@ -24,6 +24,7 @@ class Task:
         self.data = Path(fields["data"])
         self.metric: str = fields["metric"]
         self.max_drop: float = fields["max_drop"]
+        self.limit_s: float = fields["limit_s"]
         self.is_transformer: bool = fields["is_transformer"]
         self.input_names: list[str] = fields["input_names"]
         self.folder = Path(fields["folder"])

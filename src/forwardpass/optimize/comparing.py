@@ -24,6 +24,10 @@ __all__ = ["profile_all"]
 
 TIMES_AS_MANY_STARTS = 2
 """Where cold starts decide, there are twice as many of them."""
+CALLS_OF_A_GLANCE = 7
+"""Of a slow model: one to get warm, one to see how slow it is, and one in each round."""
+SHARE_OF_A_GLANCE = 0.1
+"""Of the time that is left; a glance that would take more is not worth it."""
 
 
 def profile_all(
@@ -89,12 +93,13 @@ def _identity(variant: Variant) -> tuple[str, str]:
 def _least_promising(entries: Sequence[Entry], needed: frozenset[str], search: Search, samples: Samples) -> list[Entry]:
     """Return what may be left unmeasured: for speed, what is slowest at a glance goes first.
 
-    Otherwise, and where a glance fails, it is what is farthest from the source's answers.
+    Otherwise, and where a glance fails or would take too long, it is what is farthest from the source's answers.
     """
     free = [entry for entry in entries if entry.variant.name not in needed]
     distant = sorted(free, key=lambda entry: -(entry.error.value if entry.error is not None else 0.0))
     files = [entry for entry in distant if entry.variant.format is Format.ONNX]
-    if not search.is_for_speed or not files:
+    glance_s = len(files) * (search.pace.load_s + CALLS_OF_A_GLANCE * search.num_rows * search.pace.call_s)
+    if not search.is_for_speed or not files or glance_s > SHARE_OF_A_GLANCE * search.budget.left_s:
         return distant
     inputs = next(iter(samples.batches(search.num_rows))).inputs
     try:
