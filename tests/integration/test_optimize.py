@@ -7,6 +7,7 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
+import onnx
 import pytest
 
 from forwardpass.core.metrics import METRICS
@@ -16,6 +17,7 @@ from forwardpass.errors import InvalidMetric, InvalidModel, InvalidSamples
 from forwardpass.optimize import Optimization, OptimizeSettings, Verdict, candidates, optimize_model
 from forwardpass.optimize.writers import write_graph
 from forwardpass.profile import ProfileSettings
+from forwardpass.runtimes import RuntimeOptions, open_runtime
 from tests.models import write_fixed_batch, write_mlp, write_typed
 
 SETTINGS = OptimizeSettings(
@@ -143,6 +145,16 @@ def test_a_model_with_nothing_to_quantise_says_so(tmp_path: Path) -> None:
         assert found.verdict is Verdict.REJECTED
         assert found.reason == f"There is nothing to quantise: no {operators} with constant weights."
     assert not list((tmp_path / "work").glob("int8*"))
+    assert any("nothing in it can have fewer bits" in warning for warning in result.warnings)
+
+
+def test_a_file_whose_nodes_share_a_name_is_told_what_to_do(tmp_path: Path) -> None:
+    model = onnx.load(str(write_mlp(tmp_path / "mlp.onnx")))
+    for node in model.graph.node:
+        node.name = "same"
+    onnx.save(model, str(tmp_path / "same.onnx"))
+    with pytest.raises(InvalidModel, match=r"several of its nodes have the name 'same'\. Give each a name of its own"):
+        open_runtime(Format.ONNX, str(tmp_path / "same.onnx"), options=RuntimeOptions())
 
 
 def test_splits_that_share_a_sample_are_refused(baseline: Variant, splits: SampleSplits, tmp_path: Path) -> None:

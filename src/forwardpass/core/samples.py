@@ -108,7 +108,8 @@ def split_samples(samples: Samples, *, origin: str) -> SampleSplits:
     if len(distinct) < 10:
         raise InvalidSamples(
             origin=origin,
-            reason=f"{len(distinct)} distinct samples cannot be split into calibration, validation and test",
+            reason=f"{len(distinct)} distinct {'sample' if len(distinct) == 1 else 'samples'} cannot be split into "
+            "calibration, validation and test",
             hint="Give at least ten, or better a few hundred.",
         )
     edges = [round(len(distinct) * share) for share in np.cumsum(SPLIT_SHARES)]

@@ -10,6 +10,7 @@ import numpy as np
 from forwardpass.core.metrics import METRICS, Metric, Scores
 from forwardpass.core.samples import Samples
 from forwardpass.core.slo import QualityFloor
+from forwardpass.report.format import format_number_of
 
 __all__ = ["Findings", "cautions"]
 
@@ -18,6 +19,8 @@ STABLE_RANGE_DISTANCE = 0.05
 """Ranges a twentieth too narrow cut off the rarest values only: less than the calibration methods differ by."""
 FIDELITY_METRICS = frozenset(metric.name for metric in METRICS.values() if not metric.needs_labels)
 """They compare with the source: that all variants agree with it is a result, not a fault of the metric."""
+
+LEAST_SCORES = {"accuracy": 0.0, "f1": 0.0, "agreement": 0.0, "cosine": -1.0}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -34,20 +37,29 @@ class Findings:
     scores: Mapping[str, Scores]
     """On the validation split, by variant."""
     baseline: str
+    has_matrices: bool = True
+    """Whether the model has a node that could be computed in fewer bits."""
 
 
 def cautions(findings: Findings) -> Iterator[str]:
     """Yield a sentence for everything that makes the result weaker than it looks."""
+    if not findings.has_matrices:
+        yield (
+            "The model has no MatMul, Gemm or Conv with constant weights: nothing in it can have fewer bits. Where its "
+            "time goes, `forwardpass profile` says."
+        )
     yield from _about_samples(findings)
+    yield from _about_the_floor(findings)
     yield from _about_the_metric(findings)
     yield from _about_the_baseline(findings)
 
 
 def _about_samples(findings: Findings) -> Iterator[str]:
     if findings.num_calibration < FEW_CALIBRATION_SAMPLES:
+        samples = format_number_of(findings.num_calibration, "calibration sample")
         yield (
-            f"Only {findings.num_calibration} calibration samples: the ranges of INT8 may miss values that occur "
-            f"later. Give more samples; {FEW_CALIBRATION_SAMPLES * 8} are plenty."
+            f"Only {samples}: the ranges of INT8 may miss values that occur later. Give more samples; "
+            f"{FEW_CALIBRATION_SAMPLES * 8} are plenty."
         )
     elif findings.range_distance > STABLE_RANGE_DISTANCE:
         yield (
@@ -56,8 +68,11 @@ def _about_samples(findings: Findings) -> Iterator[str]:
         )
     num_validation = len(findings.validation)
     if findings.metric.needs_labels and num_validation * findings.floor.max_drop < 1:
+        which = (
+            f"One of the {num_validation} validation samples" if num_validation > 1 else "The only validation sample"
+        )
         yield (
-            f"One of the {num_validation} validation samples is more of {findings.metric.name} than the drop that is "
+            f"{which} is more of {findings.metric.name} than the drop that is "
             f"allowed ({findings.floor.max_drop:.2g}): chance decides what passes. Give more samples, or allow more."
         )
     labels = [group.labels for group in findings.validation.groups if group.labels is not None]
@@ -66,6 +81,24 @@ def _about_samples(findings: Findings) -> Iterator[str]:
             "All validation labels are the same: a model that always gives this answer would pass. Give samples of "
             "every class."
         )
+
+
+def _about_the_floor(findings: Findings) -> Iterator[str]:
+    """Say so if the floor holds nothing to anything: no score can be below it."""
+    own = next(iter(findings.scores.values())).value if findings.scores else None
+    least = LEAST_SCORES.get(findings.metric.name)
+    if least is None or own is None or findings.floor_score > least:
+        return
+    if own <= least:
+        yield (
+            f"The source itself has {findings.metric.name} {own:.4g}, the least there is: every variant keeps the "
+            "limit. Check that the labels count classes as the outputs do, from 0, and belong to these samples."
+        )
+        return
+    yield (
+        f"The limit, {findings.metric.name} {findings.floor_score:.4g}, is not above {least:g}, the least there is: "
+        "every variant keeps it. Give a smaller --max-drop, such as 1%."
+    )
 
 
 def _about_the_metric(findings: Findings) -> Iterator[str]:

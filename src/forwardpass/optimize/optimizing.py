@@ -138,7 +138,15 @@ def optimize_model(
         chosen=choice.chosen,
         reason=choice.reason,
         not_tried=rules_that_apply(situation),
-        warnings=caution_about(entries, baseline, calibration, splits.validation, metric, settings),
+        warnings=caution_about(
+            entries,
+            baseline,
+            calibration,
+            splits.validation,
+            metric,
+            settings,
+            has_matrices=bool(search.layers) or not any(map(_found_nothing, entries)),
+        ),
         num_calibration=len(calibration),
         num_validation=len(splits.validation),
         num_test=len(splits.test),
@@ -178,6 +186,11 @@ def _torch_model(
         axes=axes,
         signature=open_runtime(baseline.format, baseline.location, options=RuntimeOptions()).signature,
     )
+
+
+def _found_nothing(entry: Entry) -> bool:
+    """Tell whether all kinds of nodes were looked at, and none could be computed in fewer bits."""
+    return entry.is_rejected and entry.variant.name == "int8-static"
 
 
 def _check_floor(source: Entry, metric: Metric, settings: OptimizeSettings) -> None:

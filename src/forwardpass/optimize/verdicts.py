@@ -113,6 +113,8 @@ def caution_about(
     validation: Samples,
     metric: Metric,
     settings: OptimizeSettings,
+    *,
+    has_matrices: bool,
 ) -> tuple[str, ...]:
     """Return what makes the result weaker than it looks, a sentence each."""
     findings = Findings(
@@ -124,6 +126,7 @@ def caution_about(
         validation=validation,
         scores={entry.variant.name: entry.validation for entry in entries if entry.validation is not None},
         baseline=baseline.name,
+        has_matrices=has_matrices,
     )
     old = age_warning(settings.prices, datetime.now(UTC).date()) if settings.target is Target.COST else ""
     return (*cautions(findings), *([old] if old else []))

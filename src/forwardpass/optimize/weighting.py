@@ -140,9 +140,13 @@ def _saved_s(gain: NodeGain | None, form: WeightForm | None) -> float:
 def _no_gain(work: WeightWork, form: WeightForm, num_nodes: int, *, is_above_8_bits: bool) -> str:
     if not work.is_for_speed:
         return f"none of {num_nodes} matrices is smaller in {form}"
-    found = [gain.blocks[str(form)].value for gain in work.gains.values() if str(form) in gain.blocks]
+    found = [gain.blocks[str(form)] for gain in work.gains.values() if str(form) in gain.blocks]
     than = "in 8 bits" if is_above_8_bits else "in float"
-    best = f" (the best is {max(found):.2f} times as fast as in float)" if found else " (none could be measured)"
+    best = " (none was measured)"
+    if found:
+        gain = max(found, key=lambda gain: gain.interval.low)
+        span = f"{gain.interval.low:.2f} to {gain.interval.high:.2f}"
+        best = f" (the best is {gain.value:.2f} times as fast as in float, {span})"
     return f"none of {num_nodes} matrices is surely faster with weights in {form} than {than} on this machine{best}"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Literal
 
@@ -220,5 +221,16 @@ def _as_texts(array: Array, name: str) -> Array:
     return strings_array(texts, array.shape)
 
 
+_PREFIX = re.compile(r"^\[ONNXRuntimeError\] : \d+ : \w+ : (Load model from .*? failed:)?\s*")
+_SAME_NAME = re.compile(r"two nodes with same node name \((.*)\)")
+
+
 def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
+    """Return what ONNX Runtime says, without its codes and the path, which the sentence around it has."""
+    told = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    if same := _SAME_NAME.search(told):
+        return (
+            f"several of its nodes have the name '{same[1]}'. Give each a name of its own, or none, such as with "
+            "`for node in model.graph.node: node.name = ''` (package onnx)"
+        )
+    return _PREFIX.sub("", told).rstrip(".")[:300] or told[:300]

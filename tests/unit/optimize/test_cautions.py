@@ -46,6 +46,9 @@ def test_a_sound_search_has_nothing_to_be_cautious_about() -> None:
     ("findings", "words"),
     [
         (replace(SOUND, num_calibration=24), "Only 24 calibration samples"),
+        (replace(SOUND, num_calibration=1), "Only 1 calibration sample:"),
+        (replace(SOUND, floor_score=-4.05), "The limit, accuracy -4.05, is not above 0, the least there is"),
+        (replace(SOUND, has_matrices=False), "no MatMul, Gemm or Conv with constant weights"),
         (
             replace(SOUND, range_distance=0.2),
             "second half of the 200 calibration samples still moved the ranges of INT8 by 20.0 %",
@@ -65,7 +68,15 @@ def test_a_sound_search_has_nothing_to_be_cautious_about() -> None:
 def test_a_weakness_is_named_with_what_to_do(findings: Findings, words: str) -> None:
     (sentence,) = cautions(findings)
     assert words in sentence
-    assert any(advice in sentence for advice in ("Give", "Use", "allow"))
+    assert any(advice in sentence for advice in ("Give", "Use", "allow", "forwardpass profile"))
+
+
+def test_a_source_that_is_never_right_is_told_to_look_at_its_labels() -> None:
+    nothing = {name: accuracy(0.0) for name in ("source", "float")} | {"int8": accuracy(0.1)}
+    (sentence,) = cautions(replace(SOUND, scores=nothing, floor_score=-0.01))
+    assert sentence.startswith(
+        "The source itself has accuracy 0, the least there is: every variant keeps the limit. Check"
+    )
 
 
 def test_variants_that_all_agree_with_the_source_are_no_fault_of_the_metric() -> None:
