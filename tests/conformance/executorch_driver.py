@@ -147,6 +147,26 @@ def make_program(folder: Path) -> dict[str, Any]:
     }
 
 
+def break_program(folder: Path) -> dict[str, Any]:
+    """Let the converter change the weights of the second layer, and tell what is said then."""
+    from forwardpass.convert import executorch
+    from tests.integration import conversion_sources as sources
+
+    program = executorch.PROGRAM.read_text()
+    loading = '    program = torch.export.load(folder / "program.pt2")\n'
+    assert loading in program
+    broken = folder / "broken.py"
+    broken.write_text(program.replace(loading, loading + '    program.state_dict["second.weight"].data.add_(1.0)\n'))
+    executorch.PROGRAM = broken
+    x = np.random.default_rng(1).standard_normal((6, 4)).astype(np.float32)
+    samples = Samples(groups=(SampleGroup(inputs={"x": x}),))
+    try:
+        convert(sources.TwoLayers(), samples, to=Format.EXECUTORCH, out=folder / "m.pte", progress=silent)
+    except ForwardpassError as error:
+        return {"told": str(error)}
+    return {"told": ""}
+
+
 if __name__ == "__main__":
     commands = {
         "make-tokens": make_tokens,
@@ -154,5 +174,6 @@ if __name__ == "__main__":
         "use-tokens": use_tokens,
         "make-eight-bits": make_eight_bits,
         "make-program": make_program,
+        "break-program": break_program,
     }
     sys.stdout.write(json.dumps(commands[sys.argv[1]](Path(sys.argv[2]))) + "\n")

@@ -68,6 +68,14 @@ def test_the_runtime_splits_long_batches_refuses_long_rows_and_serves_bundles(to
     assert used["refusals"] == [f"Input 'ids' has 10 along axis 1 (sequence); {expected}."]
 
 
+def test_the_operator_that_is_computed_otherwise_is_named_with_its_line(tmp_path: Path) -> None:
+    told = drive("break-program", tmp_path)["told"]
+    source = Path(sources.__file__)
+    line = 1 + source.read_text().splitlines().index("        return torch.relu(self.second(hidden))")
+    assert f"The first node that differs is 'linear_1' (aten.linear, {source.name}:{line})." in told
+    assert not (tmp_path / "m.pte").exists()
+
+
 def test_eight_bits_are_smaller_and_near(tmp_path: Path) -> None:
     made = drive("make-eight-bits", tmp_path)
     exact = np.array(made["answers"]["fp32"])

@@ -95,6 +95,17 @@ class Normed(nn.Module):
         return torch.relu(self.norm(self.layer(x)))
 
 
+class TwoLayers(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(4, 4)
+        self.second = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = torch.tanh(self.first(x))
+        return torch.relu(self.second(hidden))
+
+
 class Convolved(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
 from forwardpass.convert.axes import DynamicAxes, dynamic_axes
-from forwardpass.convert.parity import BATCH_SIZES, check_parity, named_axis_calls, shape_grid
+from forwardpass.convert.parity import (
+    BATCH_SIZES,
+    CONSTANT_SIZE,
+    Comparison,
+    check_parity,
+    named_axis_calls,
+    shape_grid,
+)
 from forwardpass.convert.shapes import declare_outputs, true_outputs
 from forwardpass.convert.values import AS_IS, Conversion, TorchSource
 from forwardpass.core.calls import random_calls
@@ -42,18 +49,24 @@ if TYPE_CHECKING:
 __all__ = [
     "PARITY_TOLERANCE",
     "Job",
+    "Locate",
     "Proven",
     "committed",
+    "compared",
     "convert_to_onnx",
     "example_call",
     "fitting_samples",
     "inputs_are_batchable",
+    "nowhere",
     "open_source",
     "prove_onnx",
     "source_left_as_found",
     "source_name",
     "with_recipe",
 ]
+
+Locate: TypeAlias = Callable[[dict[str, Array]], str]
+"""Names the first node that differs for a call, or nothing."""
 
 VARIANT_NAME = "onnx-fp32"
 PARITY_TOLERANCE = 1e-4
@@ -203,21 +216,13 @@ def _export_with(
         *shape_grid(samples, batch_sizes=batch_sizes),
         *named_axis_calls(runtime, samples, job.axes, name=job.name),
     ]
-    try:
-        return _checked(runtime, calls, exporter, job, notes=notes)
-    except ParityFailed as failure:
-        raise _located(failure, program, example, job) from failure
+    return _checked(runtime, calls, exporter, job, notes=notes, locate=_locate_in_program(program, job))
 
 
-def _located(failure: ParityFailed, program: object, example: dict[str, Array], job: Job) -> ParityFailed:
-    """Add the first node that differs, if the exporter kept what it takes to find it."""
+def _locate_in_program(program: object, job: Job) -> Locate:
     from forwardpass.convert.divergence import diverging_node
 
-    if program is None:
-        return failure
-    with suppress(Exception):  # the failure is known already; where it begins is a help, not the answer
-        return failure.at(diverging_node(program, job.out, example, tolerance=job.tolerance))
-    return failure
+    return lambda call: diverging_node(program, job.out, call, tolerance=job.tolerance) if program is not None else ""
 
 
 def fitting_samples(runtime: TorchRuntime, samples: Samples | None, name: str) -> Samples:
@@ -289,15 +294,22 @@ def _convert_file(source: Path, job: Job) -> Proven:
     write_checked(source, job.out)
     _set_opset(job)
     original = open_runtime(Format.ONNX, str(source), options=RuntimeOptions())
+    locate = _locate_in_file(source, job)
     num_rows = fixed_batch(original.signature)
     if num_rows is not None:
         return _with_fixed_batch(original, num_rows, job)
     for group in job.samples.groups if job.samples is not None else ():
         original.signature.validate(_rows(group, 1))
     if inputs_are_batchable(original.signature):
-        return _checked(original, _calls(job.samples, original.signature, BATCH_SIZES), AS_IS, job)
+        return _checked(original, _calls(job.samples, original.signature, BATCH_SIZES), AS_IS, job, locate=locate)
     note = "The inputs have no batch axis in common: this model runs one request at a time."
-    return _checked(original, _calls(job.samples, original.signature, (1,)), AS_IS, job, notes=(note,))
+    return _checked(original, _calls(job.samples, original.signature, (1,)), AS_IS, job, notes=(note,), locate=locate)
+
+
+def _locate_in_file(source: Path, job: Job) -> Locate:
+    from forwardpass.convert.locating import diverging_onnx_node
+
+    return lambda call: diverging_onnx_node(source, job.out, Format.ONNX, call, tolerance=job.tolerance)
 
 
 def _with_fixed_batch(original: Runtime, num_rows: int, job: Job) -> Proven:
@@ -331,15 +343,54 @@ def _set_opset(job: Job) -> None:
         set_opset(job.out, job.opset, name=job.name)
 
 
+def nowhere(call: dict[str, Array]) -> str:
+    """Name no node."""
+    del call
+    return ""
+
+
+def compared(
+    source: Runtime,
+    converted: Runtime,
+    calls: Iterable[dict[str, Array]],
+    job: Job,
+    *,
+    locate: Locate,
+    hint: str = CONSTANT_SIZE,
+) -> list[Comparison]:
+    """Hold a model against its source call by call.
+
+    Raises:
+        ExportFailed: it does not run at one of the shapes, or has other outputs.
+        ParityFailed: an output is further off than the job allows; with the first node that differs, if it is found.
+    """
+    comparisons: list[Comparison] = []
+    for call in calls:
+        try:
+            comparisons += check_parity(source, converted, [call], name=job.name, tolerance=job.tolerance, hint=hint)
+        except ParityFailed as failure:
+            job.progress("looking for the first node that differs", done=0.95)
+            with suppress(Exception):  # the failure is known already; where it begins is a help, not the answer
+                failure = failure.at(locate(call))
+            raise failure from None
+    return comparisons
+
+
 def _checked(
-    source: Runtime, calls: Iterable[dict[str, Array]], exporter: str, job: Job, *, notes: tuple[str, ...] = ()
+    source: Runtime,
+    calls: Iterable[dict[str, Array]],
+    exporter: str,
+    job: Job,
+    *,
+    notes: tuple[str, ...] = (),
+    locate: Locate = nowhere,
 ) -> Proven:
     """Compare the written file with its source call by call, and put right what it declares about its outputs."""
     from forwardpass.convert.onnx_files import read_opset
 
     calls = tuple(calls)
     converted = open_runtime(Format.ONNX, str(job.out), options=RuntimeOptions())
-    comparisons = check_parity(source, converted, calls, name=job.name, tolerance=job.tolerance)
+    comparisons = compared(source, converted, calls, job, locate=locate)
     corrected = true_outputs(converted.signature, [comparison.shapes for comparison in comparisons])
     if corrected:
         declare_outputs(job.out, corrected)

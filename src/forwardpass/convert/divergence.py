@@ -18,7 +18,7 @@ from forwardpass.predict import relative_error
 from forwardpass.runtimes import RuntimeOptions
 from forwardpass.runtimes.onnx import OnnxRuntime
 
-__all__ = ["diverging_node"]
+__all__ = ["diverging_node", "line_of", "values_of_program"]
 
 _LINE = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+)')
 _STACK_TRACE = "pkg.torch.onnx.stack_trace"
@@ -30,7 +30,7 @@ def diverging_node(program: Any, model: Path, call: Tensors, *, tolerance: float
     Returns:
         The node, its operator and the line of the user's code, or an empty text if no value differs.
     """
-    expected = _values_of_program(program, call)
+    expected = values_of_program(program, call)
     found = onnx.load(str(model))
     declared = {value.name for value in found.graph.output}
     nodes = [(node, name) for node in found.graph.node for name in node.output if name in expected]
@@ -42,7 +42,7 @@ def diverging_node(program: Any, model: Path, call: Tensors, *, tolerance: float
     return ""
 
 
-def _values_of_program(program: Any, call: Tensors) -> dict[str, Array]:
+def values_of_program(program: Any, call: Tensors) -> dict[str, Array]:
     """Run the program node by node and keep every tensor by its name."""
     values: dict[str, Array] = {}
 
@@ -60,6 +60,10 @@ def _values_of_program(program: Any, call: Tensors) -> dict[str, Array]:
 
 
 def _line(node: Any) -> str:
-    trace = next((entry.value for entry in node.metadata_props if entry.key == _STACK_TRACE), "")
+    return line_of(next((entry.value for entry in node.metadata_props if entry.key == _STACK_TRACE), ""))
+
+
+def line_of(trace: str) -> str:
+    """Return the last line of the user's own code in a trace, as `, model.py:12`; empty if there is none."""
     lines = [match for match in _LINE.finditer(trace) if "/torch/" not in match["file"]]
     return f", {Path(lines[-1]['file']).name}:{lines[-1]['line']}" if lines else ""

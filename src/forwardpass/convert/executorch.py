@@ -16,15 +16,18 @@ from torch.utils import _pytree as pytree
 
 from forwardpass.convert.axes import DynamicAxes
 from forwardpass.convert.calibration import write_calibration
+from forwardpass.convert.counterparts import InnerValue, first_different
+from forwardpass.convert.divergence import line_of, values_of_program
 from forwardpass.convert.environments import run_program
 from forwardpass.convert.torch_forms import check_axes, save_program, traced_program
 from forwardpass.core.samples import Samples
-from forwardpass.core.tensors import BATCH_AXIS, Array, Signature
+from forwardpass.core.tensors import BATCH_AXIS, Array, Signature, Tensors, TensorSpec
 from forwardpass.core.variants import Precision
 from forwardpass.errors import ExportFailed, MissingExtra
+from forwardpass.runtimes import RuntimeOptions
 from forwardpass.runtimes.signatures import encode_signature
 
-__all__ = ["Backend", "ExecutorchJob", "check_installed", "check_limits", "save_executorch"]
+__all__ = ["Backend", "ExecutorchJob", "check_installed", "check_limits", "diverging_operator", "save_executorch"]
 
 PROGRAM = Path(__file__).parent / "isolated" / "program_to_executorch.py"
 NUM_TRACED_ROWS = 16
@@ -103,6 +106,54 @@ def save_executorch(job: ExecutorchJob, out: Path, *, backend: Backend) -> Signa
             raise ExportFailed(source=job.name, reason="ExecuTorch's exporter ended well and wrote nothing")
         out.write_bytes(written.read_bytes())
     return signature
+
+
+def diverging_operator(job: ExecutorchJob, call: Tensors, *, backend: Backend, tolerance: float) -> str:
+    """Name the first operator of the program whose value ExecuTorch computes differently.
+
+    The program is written once more with everything that it computes as an output: inside of XNNPACK nothing can be
+    seen. What goes wrong only where operators are fused may not show.
+    """
+    from forwardpass.runtimes.executorch import ExecutorchRuntime
+
+    example = _long_enough(job.example, job.limits)
+    program = traced_program(job.module, example, job.axes, name=job.name, limits=job.limits)
+    expected = values_of_program(program, call)
+    shown, nodes = _showing(program.module(), expected)
+    outputs = tuple(
+        TensorSpec(name=node.name, dtype=expected[node.name].dtype.name, shape=expected[node.name].shape)
+        for node in nodes
+    )
+    shown_job = replace(job, module=shown, signature=replace(job.signature, outputs=outputs))
+    with tempfile.TemporaryDirectory(prefix="forwardpass-executorch-") as folder:
+        out = Path(folder) / "shown.pte"
+        save_executorch(shown_job, out, backend=backend)
+        found = ExecutorchRuntime(str(out), options=RuntimeOptions()).run(call)
+    values = [
+        InnerValue(
+            name=node.name,
+            node=f"'{node.name}' ({_operator(node)}{line_of(node.stack_trace or '')})",
+            inputs=(),
+            array=expected[node.name],
+        )
+        for node in nodes
+    ]
+    return first_different(values, found, tolerance=tolerance)
+
+
+def _showing(graph: Any, values: Mapping[str, Array]) -> tuple[nn.Module, list[Any]]:
+    """Let a traced module return those of its values that are named, each once; return the nodes in their order."""
+    nodes = [node for node in graph.graph.nodes if node.name in values and values[node.name].dtype.kind == "f"]
+    (output,) = (node for node in graph.graph.nodes if node.op == "output")
+    output.args = (tuple(nodes),)
+    codegen = graph.graph._codegen
+    codegen.pytree_info = codegen.pytree_info._replace(out_spec=pytree.tree_structure(tuple(range(len(nodes)))))
+    graph.recompile()
+    return graph, nodes
+
+
+def _operator(node: Any) -> str:
+    return str(node.target).removesuffix(".default")
 
 
 def check_limits(found: Mapping[str, int], wanted: Mapping[str, int], *, name: str) -> None:

@@ -12,11 +12,14 @@ from forwardpass.convert.axes import DynamicAxes, dynamic_axes
 from forwardpass.convert.converting import (
     PARITY_TOLERANCE,
     Job,
+    Locate,
     Proven,
     committed,
+    compared,
     convert_to_onnx,
     example_call,
     fitting_samples,
+    nowhere,
     open_source,
     prove_onnx,
     source_left_as_found,
@@ -24,7 +27,7 @@ from forwardpass.convert.converting import (
     with_recipe,
 )
 from forwardpass.convert.limits import axis_limits, within_limits
-from forwardpass.convert.parity import BATCH_SIZES, check_parity, named_axis_calls, shape_grid
+from forwardpass.convert.parity import BATCH_SIZES, named_axis_calls, shape_grid
 from forwardpass.convert.shapes import SeenShapes, Shape, true_outputs
 from forwardpass.convert.values import Conversion, TorchSource
 from forwardpass.core.protocols import Progress, Runtime
@@ -248,7 +251,7 @@ def _with_executorch(
     backend: Backend,
     failures: list[ConversionError],
 ) -> Conversion:
-    from forwardpass.convert.executorch import check_limits, save_executorch
+    from forwardpass.convert.executorch import check_limits, diverging_operator, save_executorch
     from forwardpass.runtimes.executorch import ExecutorchRuntime
 
     signature = save_executorch(work, job.out, backend=backend)
@@ -260,6 +263,7 @@ def _with_executorch(
         job,
         exporter=f"torch.export + executorch ({backend.value})",
         signature=signature,
+        locate=lambda call: diverging_operator(work, call, backend=backend, tolerance=job.tolerance),
     )
     sizes = ", ".join(f"{label} {size}" for label, size in work.limits.items())
     notes = (
@@ -281,10 +285,22 @@ def _from_onnx(source: TorchSource | nn.Module | Path, to: Format, job: Job, pre
         _write_from_onnx(Path(proven.conversion.variant.location), to, proven, job, precision)
         exporter = f"{proven.conversion.exporter} + {to.value}"
         conversion = _checked(
-            proven.source, proven.calls, to, job, exporter=exporter, signature=proven.conversion.signature
+            proven.source,
+            proven.calls,
+            to,
+            job,
+            exporter=exporter,
+            signature=proven.conversion.signature,
+            locate=_locate_in_onnx(Path(proven.conversion.variant.location), to, job),
         )
     variant = replace(conversion.variant, name=f"{to.value}-{precision.value}", precision=precision)
     return replace(conversion, variant=variant, opset=proven.conversion.opset, notes=proven.conversion.notes)
+
+
+def _locate_in_onnx(model: Path, to: Format, job: Job) -> Locate:
+    from forwardpass.convert.locating import diverging_onnx_node
+
+    return lambda call: diverging_onnx_node(model, job.out, to, call, tolerance=job.tolerance)
 
 
 def _write_from_onnx(model: Path, to: Format, proven: Proven, job: Job, precision: Precision) -> None:
@@ -314,12 +330,19 @@ def _write_from_onnx(model: Path, to: Format, proven: Proven, job: Job, precisio
 
 
 def _checked(
-    source: Runtime, calls: Iterable[dict[str, Array]], to: Format, job: Job, *, exporter: str, signature: Signature
+    source: Runtime,
+    calls: Iterable[dict[str, Array]],
+    to: Format,
+    job: Job,
+    *,
+    exporter: str,
+    signature: Signature,
+    locate: Locate = nowhere,
 ) -> Conversion:
     """Run the written file with its own runtime, and hold it against the source call by call."""
     converted = open_runtime(to, str(job.out), options=RuntimeOptions())
     hint = f"{exporter} has made the size of an axis constant; ONNX may keep it dynamic."
-    comparisons = check_parity(source, converted, calls, name=job.name, tolerance=job.tolerance, hint=hint)
+    comparisons = compared(source, converted, calls, job, locate=locate, hint=hint)
     return Conversion(
         variant=Variant(name=f"{to.value}-fp32", format=to, precision=Precision.FP32, location=str(job.out)),
         signature=signature,

@@ -16,7 +16,7 @@ from forwardpass.core.tensors import Array, Tensors
 from forwardpass.errors import ExportFailed, ParityFailed
 from forwardpass.predict import relative_error
 
-__all__ = ["BATCH_SIZES", "Comparison", "check_parity", "named_axis_calls", "shape_grid"]
+__all__ = ["BATCH_SIZES", "CONSTANT_SIZE", "Comparison", "check_parity", "named_axis_calls", "shape_grid"]
 
 BATCH_SIZES = (1, 2, 3, 5, 8)
 """1 and 2 find a frozen batch, odd sizes find kernels that only fit even ones."""
