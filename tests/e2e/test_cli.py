@@ -82,6 +82,7 @@ def test_profile_and_optimize_print_tables_and_json(folder: Path) -> None:
 
 
 SHIP = ("ship", "mlp.onnx", "--data", "samples.npz", "--out", "o")
+OPTIMIZE = ("optimize", "mlp.onnx", "--data", "samples.npz", "--out", "o")
 MISTAKES = [
     (
         ("ship", "nowhere.onnx", "--data", "samples.npz", "--out", "o"),
@@ -119,6 +120,18 @@ MISTAKES = [
     (("serve", "bundle", "--variant", "int9"), 2, "expected one of onnx-fp32"),
     (("serve", "bundle", "--prot", "1"), 2, "No such option '--prot'"),
     (("shop",), 2, "No such command 'shop'. Did you mean 'ship'?"),
+    (("profile", "mlp.onnx", "--report", "no/such/page.html"), 3, "the folder 'no/such' does not exist"),
+    (
+        ("optimize", "mlp.onnx", "--data", "samples.npz", "--out", "mlp.onnx"),
+        2,
+        "'mlp.onnx' for --out: expected a folder",
+    ),
+    ((*OPTIMIZE, "--pin-processor"), 2, "'latency' for --target: expected cold-start, the only target that"),
+    (
+        (*OPTIMIZE, "--target", "cost", "--prices", "free"),
+        2,
+        "'free' for --prices: expected one of aws-fargate, aws-lambda",
+    ),
 ]
 
 

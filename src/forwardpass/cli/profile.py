@@ -21,7 +21,7 @@ from forwardpass.core.operators import OperatorBreakdown
 from forwardpass.errors import InvalidOption
 from forwardpass.profile import InvarianceVerdict, StartStudy, StartTrial, VariantProfile, speedup
 from forwardpass.report.format import format_bytes, format_measurement, format_ratio, format_seconds
-from forwardpass.report.writing import write_text
+from forwardpass.report.writing import check_writable, write_text
 
 __all__ = ["command"]
 
@@ -93,6 +93,8 @@ def command(
         settings = settings.with_start_trials()
     if audit == "full":
         settings = settings.with_full_audit()
+    if report is not None:
+        check_writable(Path(report))
     with shown_progress() as progress:
         result = profile_model(
             model,
@@ -157,6 +159,7 @@ def _echo_profile(profile: VariantProfile) -> None:
     echo_table(
         [
             ["cold start", f"{format_measurement(start.total_s)} ({listed})"],
+            *([["  to cut it", "measured without --quick"]] if profile.starts is None else []),
             ["peak memory", f"{format_bytes(peak)}, {format_bytes(added)} of it the model's"],
             ["  over time", _memory_over_time(profile)],
             ["file", format_bytes(profile.file_bytes) if profile.file_bytes is not None else "none of its own"],
@@ -165,8 +168,6 @@ def _echo_profile(profile: VariantProfile) -> None:
     )
     if profile.starts is not None:
         _echo_starts(profile.starts)
-    else:
-        click.echo("how to cut the cold start is measured without --quick")
 
 
 def _echo_starts(found: StartStudy) -> None:

@@ -36,8 +36,12 @@ def optimize_settings(
     """Parse what the user may set.
 
     Raises:
-        InvalidOption: the floor, the latency target, the routes or the budget does not parse.
+        InvalidOption: the floor, the latency target, the routes, the prices or the budget does not parse, or two of
+            them do not go together.
     """
+    if pin_processor and Target(target) is not Target.COLD_START:
+        expected = "cold-start, the only target that --pin-processor is for"
+        raise InvalidOption(option="--target", value=target, expected=expected)
     return OptimizeSettings(
         floor=_quality_floor(max_drop, floor),
         target=Target(target),

@@ -7,7 +7,22 @@ from pathlib import Path
 
 from forwardpass.errors import StorageFailed
 
-__all__ = ["write_text"]
+__all__ = ["check_writable", "write_text"]
+
+
+def check_writable(path: Path) -> None:
+    """Check before long work that its result will find a place.
+
+    Raises:
+        StorageFailed: the folder does not exist, may not be written to, or there is a folder of this name.
+    """
+    folder = path.parent
+    if not folder.is_dir():
+        raise StorageFailed(path=str(path), reason=f"the folder '{folder}' does not exist")
+    if path.is_dir():
+        raise StorageFailed(path=str(path), reason="it is a folder")
+    if not os.access(folder, os.W_OK):
+        raise StorageFailed(path=str(path), reason=f"the folder '{folder}' may not be written to")
 
 
 def write_text(path: Path, text: str) -> None:

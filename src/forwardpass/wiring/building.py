@@ -16,7 +16,7 @@ from forwardpass.core.measurement import Machine
 from forwardpass.core.protocols import Progress
 from forwardpass.core.samples import signature_of_samples
 from forwardpass.core.variants import Format, Precision
-from forwardpass.errors import InvalidOption
+from forwardpass.errors import InvalidOption, StorageFailed
 from forwardpass.processors import open_processor
 from forwardpass.report.writing import write_text
 from forwardpass.samples import load_splits
@@ -217,8 +217,7 @@ def optimize_model(
     chosen_metric = resolve_metric(metric, splits, higher_is_better=higher_is_better)
     chosen_settings, wishes = settings or OptimizeSettings(), lean or LeanSettings()
     lessons = load_lessons(wishes, splits)
-    folder = Path(out)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = _made_folder(Path(out))
     with (
         plain_weights(weights, trust_pickle=trust_pickle) as plain,
         plain_model(str(model), splits.calibration, trust_pickle=trust_pickle, progress=progress) as given,
@@ -266,6 +265,22 @@ def optimize_model(
         )
     _write_report(folder, Path(model).name, conversion, found)
     return found
+
+
+def _made_folder(path: Path) -> Path:
+    """Return the folder, made if need be.
+
+    Raises:
+        InvalidOption: there is a file of this name.
+        StorageFailed: it cannot be made.
+    """
+    if path.exists() and not path.is_dir():
+        raise InvalidOption(option="--out", value=str(path), expected="a folder, and this is a file")
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageFailed(path=str(path), reason=error.strerror or str(error)) from error
+    return path
 
 
 def _write_report(folder: Path, name: str, conversion: Conversion, found: Optimization) -> None:
