@@ -33,7 +33,9 @@ def echo_candidates(optimization: Optimization) -> None:
             for candidate in optimization.candidates
             if candidate.row_usd is not None
         ]
-        click.echo(f"a million rows: {', '.join(listed)}")
+        fee = optimization.prices.request_usd
+        of_it = f" ({format_usd(1e6 * fee)} of each is the fee for a request)" if fee else ""
+        click.echo(f"a million rows{of_it}: {', '.join(listed)}")
     for sentence in optimization.left_out:
         click.echo(f"left out: {sentence}")
     for warning in optimization.warnings:

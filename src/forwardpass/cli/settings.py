@@ -65,6 +65,7 @@ def _prices(name: str, vcpu_hour_usd: float | None, gb_hour_usd: float | None) -
         gb_hour_usd=found.gb_hour_usd if gb_hour_usd is None else gb_hour_usd,
         gb_per_vcpu=found.gb_per_vcpu,
         request_usd=found.request_usd,
+        billed_step_s=found.billed_step_s,
         one_request_at_a_time=found.one_request_at_a_time,
     )
     return checked(own, option="--vcpu-hour-usd and --gb-hour-usd", value=f"{own.vcpu_hour_usd:g}, {own.gb_hour_usd:g}")

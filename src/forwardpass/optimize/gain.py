@@ -56,8 +56,13 @@ def _row_usd(profile: VariantProfile, cell: Cell, prices: Prices) -> float:
 
 def _round_usd(profile: VariantProfile, cell: Cell, prices: Prices) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
     """Return what a row cost in each round."""
-    per_second = prices.usd_per_second(num_threads=cell.num_threads, memory_bytes=profile.memory.peak_bytes.value)
-    return _seconds_per_row(cell) * per_second + prices.request_usd
+    memory_bytes = profile.memory.peak_bytes.value
+    return np.array(
+        [
+            prices.row_usd(row_s=float(seconds), num_threads=cell.num_threads, memory_bytes=memory_bytes)
+            for seconds in _seconds_per_row(cell)
+        ]
+    )
 
 
 def _paired(theirs: Cell, ours: Cell) -> Measurement:

@@ -35,6 +35,8 @@ class Prices(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     gb_hour_usd: float = 0.0
     gb_per_vcpu: float = 0.0
     request_usd: float = 0.0
+    billed_step_s: float = 0.0
+    """The time of a request is rounded up to a multiple of this."""
     one_request_at_a_time: bool = False
     """Whether requests never share a call, so that only single rows count."""
 
@@ -51,9 +53,14 @@ class Prices(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         return (num_threads * self.vcpu_hour_usd + num_gb * self.gb_hour_usd) / 3600
 
     def row_usd(self, *, row_s: float, num_threads: int, memory_bytes: float) -> float:
-        """Return the price of a row, a request of its own, that keeps so many threads and so much memory busy."""
+        """Return the price of a row, a request of its own, that keeps so many threads and so much memory busy.
+
+        >>> Prices(vcpu_hour_usd=3600.0, billed_step_s=0.5).row_usd(row_s=0.6, num_threads=1, memory_bytes=0)
+        1.0
+        """
         per_second = self.usd_per_second(num_threads=num_threads, memory_bytes=memory_bytes)
-        return row_s * per_second + self.request_usd
+        billed_s = math.ceil(row_s / self.billed_step_s) * self.billed_step_s if self.billed_step_s else row_s
+        return billed_s * per_second + self.request_usd
 
     def __str__(self) -> str:
         return ", ".join(part for part in (self.what, self.region, self.as_of and f"as of {self.as_of}") if part)
@@ -92,7 +99,8 @@ def checked(prices: Prices, *, option: str, value: str) -> Prices:
     Raises:
         InvalidOption: one is negative or no number, the date does not parse, or all are zero.
     """
-    amounts = (prices.vcpu_hour_usd, prices.gb_hour_usd, prices.gb_per_vcpu, prices.request_usd)
+    own = prices
+    amounts = (own.vcpu_hour_usd, own.gb_hour_usd, own.gb_per_vcpu, own.request_usd, own.billed_step_s)
     if not all(math.isfinite(amount) and amount >= 0 for amount in amounts):
         raise InvalidOption(option=option, value=value, expected="prices of at least 0")
     if not (prices.vcpu_hour_usd or prices.gb_hour_usd):

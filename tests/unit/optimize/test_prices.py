@@ -56,6 +56,13 @@ def test_where_requests_never_share_a_call_only_single_rows_count() -> None:
     assert cell_row_usd(profile, shared) < cell_row_usd(profile, alone)
 
 
+def test_below_the_least_time_that_is_billed_no_variant_is_cheaper() -> None:
+    slow = example_profile("fp32", round_p50_s=(8e-4,) * 5)
+    fast = example_profile("int8", row_s=1e-3, round_p50_s=(1e-4,) * 5)
+    steps = Prices(gb_hour_usd=1.0, billed_step_s=1e-3, one_request_at_a_time=True)
+    assert gain_at(Target.COST, fast, slow, prices=steps).value == pytest.approx(1.0)
+
+
 def test_a_fee_for_the_request_dilutes_what_a_faster_variant_saves() -> None:
     slow = example_profile("fp32", round_p50_s=(2e-3,) * 5)
     fast = example_profile("int8", row_s=1e-3, round_p50_s=(1e-3,) * 5)
