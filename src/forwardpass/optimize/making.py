@@ -43,8 +43,8 @@ SHARE_OF_REST_FOR_GAINS = 0.15
 """Of what is left of a budget, for measuring single nodes."""
 LEAST_VARIANTS = 2
 """Beside the float model, as many are made as long as they can be measured, however slow the model."""
-MOST_PROMISING = ("int8-static", "int8-dynamic", "int8-static-smooth", "int8-dynamic-smooth")
-"""What is made first where there is no time for everything."""
+MOST_PROMISING = (WHOLE, "int8-static", "int8-dynamic", "int8-static-smooth", "int8-dynamic-smooth")
+"""What is made first where there is no time for everything; without convolutions the first is told from the graph."""
 
 
 class MadeVariant(msgspec.Struct, frozen=True, kw_only=True):
