@@ -114,19 +114,26 @@ def test_what_has_no_layers_to_quantise_is_rejected_and_not_failed(tmp_path: Pat
 
 
 @pytest.mark.timeout(600)
-def test_a_compiled_program_runs_like_the_program_and_only_on_its_kind_of_processor(tmp_path: Path) -> None:
-    """It compiles, which takes half a minute on a machine that does little else."""
+@pytest.mark.parametrize("factory", ["build_convolutional", pytest.param("build_products", marks=pytest.mark.slow)])
+def test_a_compiled_program_runs_like_the_program_and_only_on_its_kind_of_processor(
+    tmp_path: Path, factory: str
+) -> None:
+    """It compiles, which takes half a minute on a machine that does little else.
+
+    Products alone are compiled another way, with their weights as constants.
+    """
+    source = model(f"tests.integration.torch_modules:{factory}")
     program, compiled = tmp_path / "program.pt2", tmp_path / "compiled.pt2"
-    num_ranges = write_int8_static_program(model(), program)
-    assert num_ranges >= 3
-    write_compiled(model(), program, compiled, cache=tmp_path / "cache")
+    num_ranges = write_int8_static_program(source, program)
+    assert num_ranges >= 2
+    write_compiled(source, program, compiled, cache=tmp_path / "cache")
     assert format_of(program) is Format.PT2
     assert format_of(compiled) is Format.AOTINDUCTOR
     pixels = samples(7).groups[0].inputs["pixels"]
     reference = open_runtime(Format.PT2, str(program), options=ONE).run({"pixels": pixels})["scores"]
     for num_threads in (1, 2):
         runtime = open_runtime(Format.AOTINDUCTOR, str(compiled), options=RuntimeOptions(num_threads=num_threads))
-        assert runtime.signature == model().signature
+        assert runtime.signature == source.signature
         for rows in (slice(0, 1), slice(0, 7)):
             ours = runtime.run({"pixels": pixels[rows]})["scores"]
             assert np.linalg.norm(ours - reference[rows]) <= 0.02 * np.linalg.norm(reference[rows])

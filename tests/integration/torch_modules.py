@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-__all__ = ["build", "build_convolutional", "build_pooling"]
+__all__ = ["build", "build_convolutional", "build_pooling", "build_products"]
 
 
 class Scorer(nn.Module):
@@ -31,6 +31,17 @@ class Convolutional(nn.Module):
         return {"scores": self.head(torch.relu(self.hidden(hidden)))}
 
 
+class Products(nn.Module):
+    """`pixels [batch, 1, 8, 8]` -> `scores [batch, 10]`: nothing but matrix products."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 10))
+
+    def forward(self, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"scores": self.layers(pixels.flatten(1))}
+
+
 class Pooling(nn.Module):
     """`pixels [batch, 1, 8, 8]` -> `scores [batch, 10]`: nothing that could be quantised."""
 
@@ -46,6 +57,11 @@ def build() -> nn.Module:
 def build_convolutional() -> nn.Module:
     torch.manual_seed(0)
     return Convolutional()
+
+
+def build_products() -> nn.Module:
+    torch.manual_seed(0)
+    return Products()
 
 
 def build_pooling() -> nn.Module:

@@ -22,9 +22,6 @@ __all__ = ["save_compiled"]
 _CACHE = "TORCHINDUCTOR_CACHE_DIR"
 _CONFIGURATION = {
     "cpp.dynamic_threads": True,  # else the number of threads of this process is written into the code
-    # Not "freezing": with torch 2.13 a program in 8 bits then answers something else (cosine 0.86), and small programs
-    # in float take three times as long.
-    "compile_threads": 1,  # no pool of processes that outlives the call
 }
 
 
@@ -52,7 +49,7 @@ def save_compiled(
     # The compiler wants an example for its shapes; zeros are nobody's data.
     program.example_inputs = ((), {tensor: torch.zeros_like(torch.from_numpy(it)) for tensor, it in example.items()})
     metadata = {SIGNATURE_ENTRY: encode_signature(signature), PROCESSOR_ENTRY: " ".join(sorted(processor_flags()))}
-    configuration = {**_CONFIGURATION, "aot_inductor.metadata": metadata}
+    configuration = {**_CONFIGURATION, "freezing": _gains_from_freezing(program), "aot_inductor.metadata": metadata}
     with _cache(cache), tempfile.TemporaryDirectory(prefix="forwardpass-compile-") as folder:
         try:
             with quiet(), torch.no_grad():
@@ -64,6 +61,18 @@ def save_compiled(
             reason = f"compiling it with Inductor raised {type(error).__name__}: {line[:300]}"
             raise ExportFailed(source=name, reason=reason) from error
         shutil.move(str(package), out)
+
+
+def _gains_from_freezing(program: torch.export.ExportedProgram) -> bool:
+    """Tell whether weights should be constants to the compiler, which is how it finds products in 8 bits.
+
+    Four layers between 384 and 1536 channels took, with it and without, 0.22 and 0.91 ms in INT8 static, 0.10 and
+    0.56 ms in INT8 dynamic, but 0.53 and 0.38 ms in float. With torch 2.13 a program with a quantised convolution then
+    answers something else (relative error 0.3 and more).
+    """
+    targets = {str(node.target) for node in program.graph.nodes}
+    is_quantised = any("dequantize_per_tensor" in target or target.startswith("torchao.") for target in targets)
+    return is_quantised and not any("conv" in target for target in targets)
 
 
 def _check_compiler() -> None:

@@ -155,6 +155,8 @@ def _reason(
 def _compared(facts: Facts, target: Target) -> str:
     gain = facts.gain
     value, span = f"{gain.value:.2f} times", f"({gain.interval.low:.2f} to {gain.interval.high:.2f})"
+    if target is Target.SIZE and not facts.size_bytes:
+        return "it has no file whose size could be compared"
     if target is Target.SIZE:
         return f"{value} as small as the float model"
     if target is Target.COST:

@@ -19,7 +19,8 @@ MIN_PAIRS = 3
 def gain_at(target: Target, ours: VariantProfile, theirs: VariantProfile, *, prices: Prices) -> Measurement:
     """Return the gain of one profile over another, both measured in the same rounds."""
     if target is Target.SIZE:
-        ratio = (theirs.file_bytes or 0) / max(ours.file_bytes or 0, 1)
+        # A module that is code of the user's has no size; it is neither better nor worse.
+        ratio = (theirs.file_bytes or 0) / ours.file_bytes if ours.file_bytes else 1.0
         return Measurement(value=ratio, unit="ratio", interval=Interval(low=ratio, high=ratio), num_repetitions=1)
     if target is Target.COLD_START:
         return _of_starts(theirs.cold_start, ours.cold_start)

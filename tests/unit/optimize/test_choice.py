@@ -108,6 +108,21 @@ def test_a_source_that_is_faster_than_everything_is_named() -> None:
     assert "consider staying with its runtime" in decide((source,)).reason
 
 
+def test_a_source_without_a_file_is_neither_smaller_nor_larger_than_one() -> None:
+    source = Facts(name="source", gain=gain(1, 1, 1), score=1.0, latency_s=0.006, size_bytes=0, can_be_served=False)
+    choice = choose(
+        (BASE, source),
+        baseline=BASELINE,
+        floor_score=FLOOR,
+        higher_is_better=True,
+        target=Target.SIZE,
+        metric="accuracy",
+    )
+    assert "consider staying" not in choice.reason
+    (judgement,) = (it for it in choice.judgements if it.name == "source")
+    assert judgement.reason == "the source; it has no file whose size could be compared"
+
+
 def test_a_float_model_below_the_floor_is_kept_only_with_a_word_about_it() -> None:
     chosen = choose(
         (replace(BASE, score=0.8),),
