@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -13,13 +13,16 @@ from forwardpass.core.tensors import Array
 from forwardpass.core.variants import Format, Precision, Step, Variant
 from forwardpass.errors import NothingGained, ParityFailed
 from forwardpass.optimize.calibration import CalibrationMethod, convergence, describe_convergence, distance_at_half
-from forwardpass.optimize.gains import NodeGain
+from forwardpass.optimize.gains import NodeGain, slower_dynamic, slower_static
 from forwardpass.optimize.naming import load_named
 from forwardpass.optimize.smoothing import plan_smoothing, write_smoothed
 from forwardpass.optimize.writers import (
     CHAIN_OPERATORS,
+    MATRIX_OPERATORS,
+    QUANTISED_OPERATORS,
     StaticPlan,
     plan_static,
+    quantisable_nodes,
     whole_nodes,
     write_dynamic,
     write_fp16_storage,
@@ -157,15 +160,30 @@ def _also_smooth(step: Step) -> Step:
 
 
 def _dynamic(workshop: Workshop, source: Path, target: Path) -> Step:
-    write_dynamic(source, target, reduce_range=workshop.reduce_range)
+    nodes = _not_slower(workshop, source, MATRIX_OPERATORS, slower_dynamic(workshop.gains))
+    write_dynamic(source, target, reduce_range=workshop.reduce_range, nodes=nodes)
     return Step(
         operation="quantise-dynamic",
-        parameters=(("weights", "s8 per channel"), ("reduce_range", workshop.reduce_range)),
+        parameters=(
+            ("weights", "s8 per channel"),
+            ("reduce_range", workshop.reduce_range),
+            ("num_nodes", len(nodes)),
+        ),
     )
 
 
+def _not_slower(workshop: Workshop, source: Path, operators: Sequence[str], slower: Set[str]) -> Set[str]:
+    """Return the nodes that are quantised: those that are not surely slower so, or all, where all of them are.
+
+    Where all are slower, the whole in 8 bits is still smaller, and a reader sees what that costs.
+    """
+    nodes = {node.name for node in quantisable_nodes(load_named(source), operators)}
+    return nodes - slower or nodes
+
+
 def _static(workshop: Workshop, source: Path, target: Path) -> Step:
-    plan = plan_static(source, workshop.calibration)
+    nodes = _not_slower(workshop, source, QUANTISED_OPERATORS, slower_static(workshop.gains))
+    plan = plan_static(source, workshop.calibration, nodes=nodes)
     best, step = _calibrated(workshop, source, target, plan)
     workshop.plans[source] = plan, best
     return step

@@ -49,6 +49,8 @@ __all__ = [
     "gaining_nodes",
     "glance_at_files",
     "measure_gains",
+    "slower_dynamic",
+    "slower_static",
     "weighted_nodes",
 ]
 
@@ -120,6 +122,24 @@ def gaining_nodes(
             break
         staying.remove(worst)
     return frozenset(staying)
+
+
+def slower_static(gains: Mapping[str, NodeGain]) -> frozenset[str]:
+    """Return the nodes that are surely slower in static 8 bits, whatever stands around them."""
+    return frozenset(
+        name
+        for name, gain in gains.items()
+        if _is_slower(gain.static) and (gain.inside is None or _is_slower(gain.inside))
+    )
+
+
+def slower_dynamic(gains: Mapping[str, NodeGain]) -> frozenset[str]:
+    """Return the nodes that are surely slower when they are quantised call by call."""
+    return frozenset(name for name, gain in gains.items() if _is_slower(gain.dynamic))
+
+
+def _is_slower(gain: Measurement | None) -> bool:
+    return gain is not None and gain.interval.high < 1
 
 
 def find_links(model: onnx.ModelProto) -> dict[str, Neighbours]:

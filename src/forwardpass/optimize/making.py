@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from forwardpass.core.variants import Format, Precision, Variant
 from forwardpass.errors import ForwardpassError, MissingExtra, NothingGained, NothingToQuantise, StorageFailed
 from forwardpass.optimize.candidates import MIXED, WHOLE, Blueprint, Workshop, blueprints, build, folded
 from forwardpass.optimize.entries import SHARE_OF_MAKING, SHARE_OF_SCORING, Entry, Search, as_sentence
-from forwardpass.optimize.gains import describe_node, measure_gains
+from forwardpass.optimize.gains import describe_node, measure_gains, slower_dynamic, slower_static
 from forwardpass.optimize.mixing import MixedWork, build_mixed, layers_of
 from forwardpass.optimize.naming import load_named
 from forwardpass.optimize.results import content_key, hash_file
@@ -74,7 +74,8 @@ def make_all(
             search.left_out.append(f"{blueprint.name} was not made: {search.budget}")
             continue
         progress(f"making {blueprint.name}", done=(SHARE_OF_MAKING + SHARE_OF_SCORING) * number / len(plans))
-        key = content_key("variant", search.key, blueprint.name, workshop.reduce_range)
+        slower = [sorted(slower_static(workshop.gains)), sorted(slower_dynamic(workshop.gains))]
+        key = content_key("variant", search.key, blueprint.name, workshop.reduce_range, slower)
         entry = recall(search.store.find(key, MadeVariant), workshop)
         if entry is None:
             with search.learning(making_s):
@@ -149,14 +150,37 @@ def make_mixed(
     ]
     if not static:
         return []
-    if not search.has_time():
-        search.left_out.append(f"{MIXED} was not made: {search.budget}")
+    made = _mixed(workshop, search, static, floor, scorer, progress)
+    if made is None:
         return []
-    progress(f"making {MIXED}", done=SHARE_OF_MAKING + SHARE_OF_SCORING)
-    target = search.settings.target
+    search.layers = made.record.layers
+    return _entered(made, search, scorer, MIXED)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Mixed:
+    entry: Entry
+    record: MadeVariant
+
+
+def _mixed(
+    workshop: Workshop,
+    search: Search,
+    static: Sequence[float],
+    floor: float,
+    scorer: Scorer,
+    progress: Progress,
+    name: str = MIXED,
+) -> _Mixed | None:
+    """Make the mixed variant of the workshop's baseline; None without time, which is noted."""
+    if not search.has_time():
+        search.left_out.append(f"{name} was not made: {search.budget}")
+        return None
+    progress(f"making {name}", done=SHARE_OF_MAKING + SHARE_OF_SCORING)
+    metric = scorer.metric
     key = content_key(
-        "mixed", search.key, metric.name, metric.higher_is_better, floor, target, workshop.reduce_range,
-        search.settings.profile.batch_sizes,
+        "mixed", search.key, name, hash_file(workshop.baseline.location), metric.name, metric.higher_is_better, floor,
+        search.settings.target, workshop.reduce_range, search.settings.profile.batch_sizes,
     )  # fmt: skip
     made = search.store.find(key, MadeVariant)
     entry = recall(made, workshop)
@@ -176,15 +200,20 @@ def make_mixed(
         if work.is_finished:
             search.store.keep(key, made)
         else:
-            search.left_out.append(f"the search for nodes to keep in float ended early: {search.budget}")
+            search.left_out.append(f"the search for nodes of {name} to keep in float ended early: {search.budget}")
     assert made is not None, "an entry comes from a record or with one"
-    search.layers = made.layers
-    search.path += made.steps
-    if made.is_needless:
+    return _Mixed(entry=entry, record=made)
+
+
+def _entered(made: _Mixed, search: Search, scorer: Scorer, name: str) -> list[Entry]:
+    """Score a mixed variant and put it into the path of the search; none if it would have everything in 8 bits."""
+    search.path += made.record.steps
+    if made.record.is_needless:
         return []
-    score_one(entry, scorer, is_needed=False)
-    search.note(entry, metric)
-    return [entry]
+    made.entry.variant = replace(made.entry.variant, name=name)
+    score_one(made.entry, scorer, is_needed=False)
+    search.note(made.entry, scorer.metric)
+    return [made.entry]
 
 
 def _attempt_mixed(work: MixedWork) -> tuple[Entry, MadeVariant]:
@@ -249,28 +278,44 @@ def _with_weights(layers: Sequence[LayerEvidence], work: WeightWork) -> tuple[La
 
 
 def make_int8_of(
-    variants: Sequence[Variant], workshop: Workshop, search: Search, scorer: Scorer, progress: Progress
+    variants: Sequence[Variant],
+    workshop: Workshop,
+    search: Search,
+    source: Entry,
+    scorer: Scorer,
+    progress: Progress,
 ) -> list[Entry]:
-    """Quantise networks that were made leaner before: what they gain and what 8 bits gain add up."""
-    blueprint = next(plan for plan in blueprints() if plan.precision is Precision.INT8_STATIC)
+    """Quantise networks that were made leaner before, whole and mixed: what they gain and what 8 bits gain add up."""
+    floor = floor_score(source, scorer.metric, search.settings)
     entries = []
     for variant in variants:
-        name = f"{variant.name}-{blueprint.name}"
-        if not search.has_time():
-            search.left_out.append(f"{name} was not made: {search.budget}")
-            continue
-        progress(f"making {name}", done=SHARE_OF_MAKING + SHARE_OF_SCORING)
-        inner = replace(workshop, baseline=variant, folder=workshop.folder / variant.name, plans={})
+        inner = replace(workshop, baseline=variant, folder=workshop.folder / variant.name, gains={}, plans={})
         inner.folder.mkdir(exist_ok=True)
         try:
-            entry = attempt(name, blueprint.precision, inner, partial(build, blueprint, inner))
+            entries += _int8_of(variant, measure_nodes(inner, search, progress), search, floor, scorer, progress)
         finally:
             inner.tidy()
-        entry.variant = replace(entry.variant, name=name)
-        score_one(entry, scorer, is_needed=False)
-        search.note(entry, scorer.metric)
-        entries.append(entry)
     return entries
+
+
+def _int8_of(
+    variant: Variant, inner: Workshop, search: Search, floor: float, scorer: Scorer, progress: Progress
+) -> list[Entry]:
+    blueprint = next(plan for plan in blueprints() if plan.precision is Precision.INT8_STATIC)
+    name = f"{variant.name}-{blueprint.name}"
+    if not search.has_time():
+        search.left_out.append(f"{name} was not made: {search.budget}")
+        return []
+    progress(f"making {name}", done=SHARE_OF_MAKING + SHARE_OF_SCORING)
+    entry = attempt(name, blueprint.precision, inner, partial(build, blueprint, inner))
+    entry.variant = replace(entry.variant, name=name)
+    score_one(entry, scorer, is_needed=False)
+    search.note(entry, scorer.metric)
+    if entry.validation is None:
+        return [entry]
+    mixed_name = f"{variant.name}-{MIXED}"
+    made = _mixed(inner, search, [entry.validation.value], floor, scorer, progress, mixed_name)
+    return [entry, *(_entered(made, search, scorer, mixed_name) if made is not None else [])]
 
 
 def attempt(

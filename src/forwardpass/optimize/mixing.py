@@ -28,7 +28,7 @@ from forwardpass.optimize.naming import load_named
 from forwardpass.optimize.results import ResultStore, content_key
 from forwardpass.optimize.sensitivity import node_errors
 from forwardpass.optimize.values import LayerEvidence, SearchStep
-from forwardpass.optimize.writers import StaticPlan, plan_static, write_static
+from forwardpass.optimize.writers import QUANTISED_OPERATORS, StaticPlan, plan_static, quantisable_nodes, write_static
 
 __all__ = ["MixedWork", "build_mixed", "layers_of"]
 
@@ -83,7 +83,8 @@ def build_mixed(work: MixedWork) -> Variant | None:
     links = find_links(model)
     plain, method = _plan(work)
     universe = _universe(work, links, plain)
-    if work.static_holds and universe == frozenset(plain.nodes):
+    everything = frozenset(node.name for node in quantisable_nodes(model, QUANTISED_OPERATORS))
+    if work.static_holds and universe == frozenset(plain.nodes) == everything:
         work.in_8_bits = universe
         return None
     plan = (

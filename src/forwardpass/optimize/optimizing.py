@@ -120,7 +120,7 @@ def optimize_model(
         if Route.ONNX in settings.routes:
             entries += make_mixed(workshop, search, entries, scorer, metric, progress)
             entries += make_weights(workshop, search, entries[0], scorer, metric, progress)
-        entries += make_int8_of(also, workshop, search, scorer, progress)
+        entries += make_int8_of(also, workshop, search, entries[0], scorer, progress)
         entries += make_sooner(workshop, search, entries, scorer, progress)
     finally:
         workshop.tidy()

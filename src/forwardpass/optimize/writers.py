@@ -77,8 +77,10 @@ def write_fp16_storage(source: Path, target: Path) -> int:
     return len(casts)
 
 
-def write_dynamic(source: Path, target: Path, *, reduce_range: bool) -> None:
+def write_dynamic(source: Path, target: Path, *, reduce_range: bool, nodes: Set[str] | None = None) -> None:
     """Quantise the weights of matrix products; activations are quantised call by call, with one scale per tensor.
+
+    `nodes` names the products; without it, they are all.
 
     Raises:
         NothingToQuantise: no matrix product has constant weights.
@@ -86,7 +88,7 @@ def write_dynamic(source: Path, target: Path, *, reduce_range: bool) -> None:
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     model = load_named(source)
-    names = [node.name for node in quantisable_nodes(model, MATRIX_OPERATORS)]
+    names = [node.name for node in quantisable_nodes(model, MATRIX_OPERATORS) if nodes is None or node.name in nodes]
     with quiet_quantizer():
         quantize_dynamic(
             model,

@@ -6,7 +6,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from forwardpass.core.measurement import Interval, Measurement
-from forwardpass.optimize.gains import Neighbours, NodeGain, contextual_saving, gaining_nodes
+from forwardpass.optimize.gains import (
+    Neighbours,
+    NodeGain,
+    contextual_saving,
+    gaining_nodes,
+    slower_dynamic,
+    slower_static,
+)
 
 NUM_NODES = 6
 NAMES = [f"conv{at}" for at in range(NUM_NODES)]
@@ -49,3 +56,16 @@ def test_a_convolution_between_two_in_8_bits_counts_as_measured_inside() -> None
     assert contextual_saving(gain, CHAIN["conv2"], both) == 0.5
     assert contextual_saving(gain, CHAIN["conv0"], both) == -0.25
     assert contextual_saving(NodeGain(failure="no kernel"), CHAIN["conv0"], both) == 0.0
+
+
+def test_only_what_is_surely_slower_in_every_company_is_left_in_float() -> None:
+    unsure = Measurement(value=0.9, unit="ratio", interval=Interval(low=0.7, high=1.1), num_repetitions=3)
+    gains = {
+        "lost": node(0.5, 0.9),
+        "good inside": node(0.5, 1.5),
+        "product": NodeGain(float_s=times(1.0), static=times(0.8), dynamic=times(1.2)),
+        "unsure": NodeGain(float_s=times(1.0), static=unsure, dynamic=times(0.4)),
+        "unmeasured": NodeGain(failure="no kernel"),
+    }
+    assert slower_static(gains) == {"lost", "product"}
+    assert slower_dynamic(gains) == {"unsure"}
