@@ -32,6 +32,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     np.savez(folder / "short.npz", pixels=pixels, labels=np.zeros(3, dtype=np.int64))
     np.savez(folder / "wrong-shape.npz", pixels=pixels[:, :9])
     write_bundle(folder / "bundle", model, mlp_calls())
+    write_mlp(folder / "narrow.onnx", num_inputs=9)
     (folder / "broken.onnx").write_bytes(b"this is no model")
     return folder
 
@@ -120,6 +121,11 @@ MISTAKES = [
     (("serve", "bundle", "--variant", "int9"), 2, "expected one of onnx-fp32"),
     (("serve", "bundle", "--prot", "1"), 2, "No such option '--prot'"),
     (("shop",), 2, "No such command 'shop'. Did you mean 'ship'?"),
+    (
+        ("profile", "mlp.onnx", "--quick", "--threads", "1", "--data", "samples.npz", "--against", "narrow.onnx"),
+        2,
+        "Cannot load the model 'narrow.onnx': it does not take the inputs that are measured with: Input 'pixels'",
+    ),
     (("profile", "mlp.onnx", "--report", "no/such/page.html"), 3, "the folder 'no/such' does not exist"),
     (
         ("optimize", "mlp.onnx", "--data", "samples.npz", "--out", "mlp.onnx"),

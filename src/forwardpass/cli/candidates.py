@@ -6,18 +6,21 @@ import click
 
 from forwardpass.cli.rendering import echo_table
 from forwardpass.optimize import Candidate, Optimization, Target, Verdict
+from forwardpass.profile import VariantProfile
 from forwardpass.report.format import format_bytes, format_measurement, format_usd
 
 __all__ = ["echo_candidates"]
 
+_TARGET_COLUMNS = {Target.COLD_START: ("cold start",), Target.COST: ("a million rows",)}
 _COLOURS = {Verdict.CHOSEN: "green", Verdict.FAILED: "red", Verdict.REJECTED: "yellow"}
 
 
 def echo_candidates(optimization: Optimization) -> None:
     """Print the variants, the reasons, the choice and the warnings."""
-    header = ("variant", "p50", "gain", optimization.metric, "vs source", "size", "verdict")
-    rows = [_row(candidate) for candidate in optimization.candidates]
-    echo_table(rows, header=header, right=(1, 2, 3, 4, 5))
+    target = optimization.target
+    header = ("variant", "p50", *_TARGET_COLUMNS.get(target, ()), "gain", optimization.metric, "vs source", "size")
+    rows = [_row(candidate, target) for candidate in optimization.candidates]
+    echo_table(rows, header=(*header, "verdict"), right=range(1, len(header)))
     click.echo()
     echo_table([[candidate.variant.name, candidate.reason] for candidate in optimization.candidates])
     click.echo()
@@ -28,31 +31,38 @@ def echo_candidates(optimization: Optimization) -> None:
     )
     if optimization.target is Target.COST and optimization.prices is not None:
         click.echo(f"prices: {optimization.prices}; every processor busy")
-        listed = [
-            f"{candidate.variant.name} {format_usd(1e6 * candidate.row_usd)}"
-            for candidate in optimization.candidates
-            if candidate.row_usd is not None
-        ]
-        fee = optimization.prices.request_usd
-        of_it = f" ({format_usd(1e6 * fee)} of each is the fee for a request)" if fee else ""
-        click.echo(f"a million rows{of_it}: {', '.join(listed)}")
+        if optimization.prices.request_usd:
+            click.echo(
+                f"of a million rows, {format_usd(1e6 * optimization.prices.request_usd)} is the fee for requests"
+            )
     for sentence in optimization.left_out:
         click.echo(f"left out: {sentence}")
     for warning in optimization.warnings:
         click.echo(f"warning: {warning}")
 
 
-def _row(candidate: Candidate) -> list[str]:
+def _row(candidate: Candidate, target: Target) -> list[str]:
     verdict = click.style(candidate.verdict.value, fg=_COLOURS.get(candidate.verdict))
     profile = candidate.profile
+    num_columns = 5 + len(_TARGET_COLUMNS.get(target, ()))
     if profile is None or candidate.test is None or candidate.gain is None or candidate.test_difference is None:
-        return [candidate.variant.name, "", "", "", "", "", verdict]
+        return [candidate.variant.name, *[""] * num_columns, verdict]
     return [
         candidate.variant.name,
         format_measurement(profile.best_latency.p50_s),
+        *_at_target(candidate, profile, target),
         f"{candidate.gain.value:.2f}x",
         f"{candidate.test.value:.4f}",
         f"{candidate.test_difference.value:+.4f}",
         format_bytes(profile.file_bytes) if profile.file_bytes is not None else "",
         verdict,
     ]
+
+
+def _at_target(candidate: Candidate, profile: VariantProfile, target: Target) -> list[str]:
+    """Return what the gain is of, where that is in no other column."""
+    if target is Target.COLD_START:
+        return [format_measurement(profile.cold_start.total_s)]
+    if target is Target.COST:
+        return [format_usd(1e6 * candidate.row_usd) if candidate.row_usd is not None else ""]
+    return []

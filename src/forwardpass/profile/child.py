@@ -125,6 +125,7 @@ def open_variant(command: Open) -> tuple[MeasuredVariant, Opened]:
     runtime = _open_runtime(command)
     loaded = time.perf_counter()
     (call,) = load_calls(command.calls[min(command.calls)], only=command.first_call)
+    _check_takes(runtime, call, command)
     ready = time.perf_counter()
     runtime.run(call)
     ran = time.perf_counter()
@@ -139,6 +140,20 @@ def open_variant(command: Open) -> tuple[MeasuredVariant, Opened]:
         peak_rss_bytes=read_memory("VmHWM"),
     )
     return MeasuredVariant(runtime, command), opened
+
+
+def _check_takes(runtime: Runtime, call: dict[str, Array], command: Open) -> None:
+    """Refuse a model whose inputs are not those that all variants are measured with, in words and not in its own."""
+    from forwardpass.core.variants import Format
+    from forwardpass.errors import InvalidModel, TensorMismatch
+
+    if command.format is Format.TORCH:
+        return  # a module has no signature before it ran
+    try:
+        runtime.signature.validate(call)
+    except TensorMismatch as error:
+        reason = f"it does not take the inputs that are measured with: {str(error).rstrip('.')}"
+        raise InvalidModel(path=command.location, reason=reason) from error
 
 
 def read_memory(field: str) -> int:

@@ -50,7 +50,7 @@ class ProfileSettings:
     num_start_trials: int = 0
     """How often each way to cut the cold start is tried, in turns with the variant as it is; 0 to leave that out."""
     start_trials_budget_s: float = 45.0
-    """For the trials of one variant; each is done three times at least."""
+    """For the trials of one variant; each is done five times at least."""
     max_wait_s: float = 300.0
     """A child that gives no answer for so long has failed."""
 
