@@ -60,31 +60,31 @@ def _starts_parts(profiles: Sequence[VariantProfile]) -> Iterator[Markup]:
         as_it_is = format_measurement(profile.starts.as_it_is_s)
         rows = [_start_row(trial) for trial in profile.starts.ordered]
         groups.append(RowGroup(title=f"{profile.variant} · first import to first answer {as_it_is}", rows=rows))
+        notes += [f"{trial.what}: {trial.failure or trial.how}." for trial in profile.starts.ordered]
         if profile.starts.note:
             notes.append(f"{profile.variant}: {profile.starts.note}")
     if not groups:
         return
-    numbers = ("Takes", "Saves", "A call afterwards")
-    columns = [Column(title="How to cut the cold start", kind="wrap")]
-    columns += [*(Column(title=it, kind="number") for it in numbers), Column(title="Answers"), Column(title="")]
-    yield render_table([*columns, Column(title="How", kind="wrap")], groups, name="How to cut the cold start")
-    yield render_notes([*notes, _STARTS_METHOD])
+    numbers = ("Saves", "Takes", "A call afterwards")
+    columns = [Column(title="How to cut the cold start", kind="wrap"), Column(title="Advice")]
+    columns += [*(Column(title=it, kind="number") for it in numbers), Column(title="Answers")]
+    yield render_table(columns, groups, name="How to cut the cold start")
+    yield render_notes([*dict.fromkeys(notes), _STARTS_METHOD])
 
 
 def _start_row(trial: StartTrial) -> list[str | Markup]:
     advice = render_state(trial.advice.value, _ADVICE_STATES.get(trial.advice, State.PLAIN))
     if trial.own_s is None or trial.saved_s is None or trial.slowdown is None:
-        return [trial.what, "", "", "", "", advice, trial.failure]
+        return [trial.what, advice, "", "", "", ""]
     same = "same bytes" if trial.is_same_answer else "other bytes"
     slowdown = f"{format_ratio(trial.slowdown.value)} as long"
     return [
         trial.what,
-        render_measurement(trial.own_s),
+        advice,
         render_measurement(trial.saved_s),
+        render_measurement(trial.own_s),
         slowdown,
         same,
-        advice,
-        trial.how,
     ]
 
 
