@@ -114,7 +114,16 @@ def make_eight_bits(folder: Path) -> dict[str, Any]:
         sizes[precision.value] = out.stat().st_size
         runtime = open_runtime(Format.EXECUTORCH, str(out), options=RuntimeOptions())
         answers[precision.value] = runtime.run({"pixels": images[:5]})["scores"].tolist()
-    return {"sizes": sizes, "answers": answers}
+    x = np.random.default_rng(1).standard_normal((6, 4)).astype(np.float32)
+    picked = convert(
+        sources.Picked(),
+        Samples(groups=(SampleGroup(inputs={"x": x}),)),
+        to=Format.EXECUTORCH,
+        precision=Precision.INT8_DYNAMIC,
+        out=folder / "picked.pte",
+        progress=silent,
+    )
+    return {"sizes": sizes, "answers": answers, "picked": picked.worst_difference}
 
 
 def make_program(folder: Path) -> dict[str, Any]:

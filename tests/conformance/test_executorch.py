@@ -83,6 +83,7 @@ def test_eight_bits_are_smaller_and_near(tmp_path: Path) -> None:
         assert made["sizes"][precision] < made["sizes"]["fp32"]
         error = np.linalg.norm(np.array(made["answers"][precision]) - exact) / np.linalg.norm(exact)
         assert 0 < error < 0.1
+    assert 0 < made["picked"] < 0.1
     assert made["sizes"]["int8-static"] < 0.5 * made["sizes"]["fp32"]
 
 

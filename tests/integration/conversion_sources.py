@@ -106,6 +106,18 @@ class TwoLayers(nn.Module):
         return torch.relu(self.second(hidden))
 
 
+class Picked(nn.Module):
+    """Picks columns by whole numbers that are computed, and multiplies them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 32)
+
+    def forward(self, x: Tensor) -> Tensor:
+        columns = torch.arange(4) + 0
+        return self.layer(x[:, columns])
+
+
 class Convolved(nn.Module):
     def __init__(self) -> None:
         super().__init__()

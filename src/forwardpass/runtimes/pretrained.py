@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import io
 import json
 import logging
@@ -30,16 +31,16 @@ def load_pretrained(folder: Path) -> nn.Module:
         if pickles:
             raise UntrustedPickle(path=str(pickles[0]))
         raise InvalidModel(path=str(folder), reason="it has a config.json and no .safetensors file")
-    try:
-        import transformers
-    except ImportError as error:
-        raise MissingExtra(package="transformers", extra="huggingface", purpose="reading a model's folder") from error
-    kind = getattr(transformers, architecture, None) or transformers.AutoModel
+    if importlib.util.find_spec("transformers") is None:
+        raise MissingExtra(package="transformers", extra="huggingface", purpose="reading a model's folder")
     disabled = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
         with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
+            import transformers  # which imports others on the way, and they log
+
+            kind = getattr(transformers, architecture, None) or transformers.AutoModel
             config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
             config.use_cache = False  # a cache of keys is no tensor that could be an output
             module = kind.from_pretrained(

@@ -63,8 +63,12 @@ def quantised(program: Any, folder: Path, job: dict[str, Any]) -> Any:
     )
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
+    class Quantizer(XNNPACKQuantizer):  # type: ignore[misc]
+        def transform_for_annotation(self, model: Any) -> Any:
+            return with_whole_numbers(super().transform_for_annotation(model))
+
     config = get_symmetric_quantization_config(is_per_channel=True, is_dynamic=job["precision"] == "int8-dynamic")
-    prepared = prepare_pt2e(program.module(), XNNPACKQuantizer().set_global(config))
+    prepared = prepare_pt2e(program.module(), Quantizer().set_global(config))
     with torch.no_grad():
         for call in calibration(folder / "calibration.npz"):
             prepared(**call)
@@ -75,6 +79,21 @@ def quantised(program: Any, folder: Path, job: dict[str, Any]) -> Any:
         for tensor, limits in job["limits"].items()
     }
     return torch.export.export(convert_pt2e(prepared), (), kwargs=example, dynamic_shapes=shapes)
+
+
+def with_whole_numbers(model: Any) -> Any:
+    """Give constants beside whole numbers their type back: the quantiser makes 0.0 of 0, and indices no indices."""
+    import torch
+
+    for node in model.graph.nodes:
+        value = node.meta.get("val")
+        if node.op != "call_function" or not isinstance(value, torch.Tensor) or value.dtype.is_floating_point:
+            continue
+        for constant in node.all_input_nodes:
+            kept = getattr(model, str(constant.target), None) if constant.op == "get_attr" else None
+            if isinstance(kept, torch.Tensor) and kept.ndim == 0 and kept.dtype.is_floating_point:
+                setattr(model, str(constant.target), kept.to(value.dtype))
+    return model
 
 
 def calibration(path: Path) -> Iterator[dict[str, Any]]:
