@@ -169,7 +169,9 @@ def test_what_is_no_compiled_program_is_told_in_a_sentence(tmp_path: Path) -> No
 
 def test_the_torch_route_is_for_torch_sources(tmp_path: Path) -> None:
     file = Variant(name="onnx-fp32", format=Format.ONNX, precision=Precision.FP32, location="model.onnx")
-    with pytest.raises(InvalidOption, match=r"'torch' for --routes: expected onnx alone: 'model.onnx' is no PyTorch"):
+    with pytest.raises(
+        InvalidOption, match=r"'torch' for --routes: expected onnx alone: the source is no PyTorch module"
+    ):
         optimize_model(
             file,
             file,

@@ -62,7 +62,8 @@ def lean_variants(
     if isinstance(source, Path):
         raise CannotPrune(
             model=str(source),
-            reason="pruning and distillation train the network, and an ONNX file holds a finished graph",
+            reason="--prune, --sparsity, --distill and --quantise-aware train the network, and an ONNX file holds a "
+            "finished graph",
             hint="Name the PyTorch source: package.module:factory with --weights.",
         )
     from forwardpass.lean.variants import LeanWork, make_lean_variants

@@ -170,7 +170,7 @@ def _check_routes(source: Variant, settings: OptimizeSettings) -> None:
         raise InvalidOption(
             option="--routes",
             value=Route.TORCH.value,
-            expected=f"{Route.ONNX.value} alone: '{source.location}' is no PyTorch source",
+            expected=f"{Route.ONNX.value} alone: the source is no PyTorch module",
         )
 
 
