@@ -91,7 +91,7 @@ def main() -> None:
         task.finish(failures={"olive": "no candidate met the goals"})
         return
     made = {"name": "search", "kind": "onnxruntime", "file": str(best.model_path)}
-    task.finish(made, from_pass=str(best.from_pass), metrics=str(best.metrics_value))
+    task.finish(made, from_pass=str(best.from_pass()), metrics=str(best.metrics_value))
 
 
 if __name__ == "__main__":
