@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -100,6 +101,21 @@ def test_without_a_compiler_the_compiled_forms_fail_in_a_sentence_and_the_others
     )
     again = make_torch(model(), workshop(tmp_path), search(tmp_path), silent)
     assert [it.variant for it in again] == [it.variant for it in entries]
+
+
+@pytest.mark.usefixtures("without_compiler")
+def test_without_torchao_what_needs_it_says_so_and_the_program_in_float_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ["torchao", "torchao.quantization", *(it for it in sys.modules if it.startswith("torchao."))]:
+        monkeypatch.setitem(sys.modules, name, None)
+    entries = {it.variant.name: it for it in make_torch(model(), workshop(tmp_path), search(tmp_path), silent)}
+    assert entries["torch-fp32"].failure == ""
+    for name in ("torch-int8-dynamic", "torch-int8-weights", "torch-int8-static"):
+        assert entries[name].failure == (
+            "Quantising a PyTorch module needs the package 'torchao'. "
+            "Install it with: pip install 'forwardpass[torchao]'"
+        )
 
 
 @pytest.mark.usefixtures("without_compiler")
