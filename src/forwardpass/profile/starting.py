@@ -180,7 +180,7 @@ def _files() -> list[_Way]:
             format=Format.ORT,
         ),
         _Way(
-            what="the same, laid out for this processor",
+            what="ONNX Runtime's own format for this processor",
             how="forwardpass optimize --target cold-start --pin-processor",
             name="pinned.ort",
             write=lambda source, target: save_ort(source, target, for_this_processor=True),
