@@ -52,6 +52,14 @@ class RunningServer:
         """Drain and stop."""
         asyncio.run_coroutine_threadsafe(self.server.stop(), self._loop).result(PATIENCE_S)
 
+    def call(self, function: Callable[[], None]) -> None:
+        """Run a function on the server's event loop."""
+
+        async def on_loop() -> None:
+            function()
+
+        asyncio.run_coroutine_threadsafe(on_loop(), self._loop).result(PATIENCE_S)
+
     @contextmanager
     def frozen_worker(self) -> Iterator[None]:
         """Let nothing finish inside the block: what is sent waits."""

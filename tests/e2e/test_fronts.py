@@ -6,8 +6,9 @@ import json
 import shutil
 import socket
 import sys
+import time
 from collections.abc import Iterator
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,20 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from forwardpass.core.tensors import Array
 from forwardpass.serve import Front
 from forwardpass.serve.auth import Scope, new_key, write_keys
 from forwardpass.serve.native import is_available
-from tests.e2e.serving import Background, RunningServer, eventually, read_answers, serve_settings, serving
+from tests.e2e.serving import (
+    Background,
+    RunningServer,
+    eventually,
+    infer_body,
+    output,
+    read_answers,
+    serve_settings,
+    serving,
+)
 from tests.models import mlp_calls, write_bundle, write_mlp
 
 INFER = "/v2/models/mlp/infer"
@@ -197,6 +208,62 @@ def test_what_a_dead_worker_ran_is_run_again(bundle: Path) -> None:
         assert [read_answers(client, 1)[0].status for client in clients] == [200] * 5
         clients[0].sendall(REQUEST)
         assert read_answers(clients[0], 1)[0].status == 200
+
+
+def request_of(rows: Array, *headers: str) -> bytes:
+    body = infer_body({"pixels": rows})
+    lines = [f"POST {INFER} HTTP/1.1", "Host: localhost", f"Content-Length: {len(body)}", *headers]
+    return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
+
+
+def test_an_answer_that_comes_after_its_deadline_goes_to_nobody_else(bundle: Path) -> None:
+    """The same client has asked something else by then, on the same connection."""
+    rows = np.random.default_rng(0).standard_normal((4, NUM_INPUTS)).astype(np.float32)
+    with native_server(bundle, max_batch_rows=8) as running, closing(running.connect()) as client:
+        client.sendall(request_of(rows))
+        right = output(read_answers(client, 1)[0])
+        with running.frozen_worker():
+            client.sendall(request_of(np.zeros((1, NUM_INPUTS), np.float32), "X-Request-Timeout-Ms: 50"))
+            assert read_answers(client, 1)[0].status == 504
+            client.sendall(request_of(rows))
+            running.wait_until_waiting(1)
+        assert np.array_equal(output(read_answers(client, 1)[0]), right)
+        client.sendall(request_of(rows[:1]))
+        assert output(read_answers(client, 1)[0]).shape == (1, 10)
+
+
+def test_a_request_that_died_with_its_worker_holds_nobody_up(bundle: Path) -> None:
+    with native_server(bundle) as running, ExitStack() as stack:
+        first, second = (stack.enter_context(closing(running.connect())) for _ in range(2))
+        with running.frozen_worker():
+            first.sendall(request_of(np.zeros((1, NUM_INPUTS), np.float32), "X-Request-Timeout-Ms: 100"))
+            running.wait_until_accepted(1)
+            psutil.Process(running.server.worker_pids[0]).kill()
+            assert read_answers(first, 1)[0].status == 504
+        second.sendall(REQUEST)
+        assert read_answers(second, 1)[0].status == 200
+
+
+def test_what_was_counted_outlives_a_change_of_the_routes(bundle: Path) -> None:
+    with native_server(bundle) as running, closing(running.connect()) as client:
+        client.sendall(REQUEST)
+        assert read_answers(client, 1)[0].status == 200
+        assert running.ask("POST", "/v2/repository/index", b"{}").status == 200
+        running.call(running.server._on_change)
+        assert running.server.statistics().num_accepted == 1
+
+
+def test_a_client_that_does_not_read_is_cut_whatever_it_sends(bundle: Path) -> None:
+    with native_server(bundle, body_timeout_s=0.3, keep_alive_s=0.3) as running, closing(running.connect()) as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.settimeout(0.2)
+        ask = b"GET /openapi.json HTTP/1.1\r\nHost: a\r\n\r\n"
+        with suppress(OSError):
+            for _ in range(500):
+                client.sendall(ask)
+                time.sleep(0.001)  # each is answered before the next comes: one that sends ahead is not native
+        connections = running.server._connections._open
+        eventually(lambda: not connections)
 
 
 def test_a_client_that_left_is_not_run_and_harms_nobody(bundle: Path) -> None:

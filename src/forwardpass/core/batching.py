@@ -126,8 +126,10 @@ class BatchQueue:
         self._num_refused = self._num_expired = self._num_batches = self._num_batched = 0
         self._mean_rows = 1.0
 
-    def admit(self, ticket: Ticket, *, now_s: float, busy_until_s: float) -> None:
+    def admit(self, ticket: Ticket, *, now_s: float, busy_until_s: float, rows_elsewhere: int = 0) -> None:
         """Refuse a ticket that would come too late; `busy_until_s` is when the first worker is free.
+
+        `rows_elsewhere` wait outside of this queue, and count for its limit.
 
         A request that finds the queue empty is always accepted: one prediction that was far too high must not lock
         everybody out for ever.
@@ -135,12 +137,13 @@ class BatchQueue:
         Raises:
             Overloaded: the queue is full, or the predicted wait is longer than the ticket's deadline allows.
         """
-        if not self._num_waiting:
+        if not self._num_waiting and not rows_elsewhere:
             return
         wait_s, run_s = self._predict_way(ticket)
         wait_s += max(busy_until_s - now_s, 0.0)
-        if self._num_rows + ticket.num_rows > self._max_queue_rows:
-            self._refuse(wait_s, f"{self._num_rows} rows are waiting, the limit is {self._max_queue_rows}")
+        num_rows = self._num_rows + rows_elsewhere
+        if num_rows + ticket.num_rows > self._max_queue_rows:
+            self._refuse(wait_s, f"{num_rows} rows are waiting, the limit is {self._max_queue_rows}")
         if now_s + wait_s + run_s > ticket.deadline_s:
             needed_s = wait_s + run_s
             self._refuse(wait_s, f"an answer would take {needed_s:.3g} s, longer than the request's deadline allows")
@@ -217,6 +220,10 @@ class BatchQueue:
         self._num_waiting = self._num_rows = 0
         return everything
 
+    def num_rows_ahead(self, priority: int) -> int:
+        """Return the rows of those that run before a newcomer of a priority."""
+        return sum(rows for level, rows in self._rows_by_priority.items() if level <= priority)
+
     @property
     def num_waiting_rows(self) -> int:
         """Rows of all that wait."""
@@ -257,7 +264,7 @@ class BatchQueue:
         Its own batch holds what is left of those ahead, and is as large as batches have been lately: more will come.
         """
         most = self.max_batch_rows
-        ahead = sum(rows for level, rows in self._rows_by_priority.items() if level <= ticket.priority)
+        ahead = self.num_rows_ahead(ticket.priority)
         full, rest = divmod(ahead, most)
         rows = rest + ticket.num_rows
         if rest and rows > most:

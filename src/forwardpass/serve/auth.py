@@ -191,7 +191,7 @@ def read_keys(path: Path) -> tuple[KeyRecord, ...]:
         keys = msgspec.json.decode(path.read_bytes(), type=_KeyFile).keys
     except OSError as error:
         raise InvalidKeyFile(path=str(path), reason=(error.strerror or str(error)).lower()) from error
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise InvalidKeyFile(path=str(path), reason=str(error)) from error
     if any(record.expires_at is not None and record.expires_at.tzinfo is None for record in keys):
         raise InvalidKeyFile(path=str(path), reason="an expiry has no time zone")

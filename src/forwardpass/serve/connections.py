@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from forwardpass.serve.backlog import Backlog
 
-if TYPE_CHECKING:
-    from forwardpass.serve.http import HttpConnection
+__all__ = ["Connection", "Connections"]
 
-__all__ = ["Connections"]
+
+class Connection(Protocol):
+    """A client's connection, whichever front it is of."""
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no request is open or half received."""
+
+    def close(self) -> None:
+        """Close once everything is written."""
 
 
 class Connections:
@@ -19,12 +27,12 @@ class Connections:
     def __init__(self, *, max_connections: int) -> None:
         self._max_connections = max_connections
         self.backlog = Backlog(asyncio.get_running_loop())
-        self._open: set[HttpConnection] = set()
+        self._open: set[Connection] = set()
         self._empty = asyncio.Event()
         self._empty.set()
         self.are_closing = False
 
-    def add(self, connection: HttpConnection) -> bool:
+    def add(self, connection: Connection) -> bool:
         """Take in a connection, or return False if there are too many."""
         if len(self._open) >= self._max_connections:
             return False
@@ -32,7 +40,13 @@ class Connections:
         self._empty.clear()
         return True
 
-    def discard(self, connection: HttpConnection) -> None:
+    def replace(self, connection: Connection, successor: Connection) -> None:
+        """Let a connection go on as another one, which takes its place."""
+        self._open.discard(connection)
+        self._open.add(successor)
+        self._empty.clear()
+
+    def discard(self, connection: Connection) -> None:
         """Forget a connection."""
         self._open.discard(connection)
         if not self._open:

@@ -13,7 +13,7 @@ from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 
-from forwardpass.core.batching import Batch, BatchQueue, Closed, QueueStatistics, Ticket
+from forwardpass.core.batching import NORMAL_PRIORITY, Batch, BatchQueue, Closed, QueueStatistics, Ticket
 from forwardpass.core.tensors import Array, Signature
 from forwardpass.errors import (
     DeadlineExceeded,
@@ -95,7 +95,13 @@ class Line(Protocol):
     def backlog_s(self) -> float:
         """How long they will keep the workers busy."""
 
-    def note(self, *, is_open: bool, busy_until_s: float, rows_elsewhere: int, max_batch_rows: int) -> None:
+    @property
+    def num_waiting_rows(self) -> int:
+        """Rows of all that wait."""
+
+    def note(
+        self, *, is_open: bool, busy_until_s: float, rows_ahead: int, rows_elsewhere: int, max_batch_rows: int
+    ) -> None:
         """Take over what the line has to know to take a request in: if it may, and what there is beside it."""
 
     def learn(self, curve: tuple[Sequence[float], Sequence[float]]) -> None:
@@ -229,10 +235,11 @@ class Dispatcher:
         if self._quarantine and (left_s := self._quarantine.seconds_left(request.tensors, now_s=now_s)):
             raise RequestQuarantined(seconds=left_s)
         busy_until_s = self._busy_until_s(now_s)
-        if self._line is not None and len(self._line):
+        in_line = self._line.num_waiting_rows if self._line is not None else 0
+        if self._line is not None and in_line and request.priority >= NORMAL_PRIORITY:
             busy_until_s += self._line.backlog_s
         try:
-            self._queue.admit(request, now_s=now_s, busy_until_s=busy_until_s)
+            self._queue.admit(request, now_s=now_s, busy_until_s=busy_until_s, rows_elsewhere=in_line)
         except Overloaded as refusal:
             self._metrics.finished(refusal, 0.0, request.num_rows)
             raise
@@ -245,7 +252,7 @@ class Dispatcher:
         """Answer whatever is left, with regret."""
         left = [request for lane in self._lanes for request in self._take_running(lane)]
         if self._line is not None:
-            self._line.note(is_open=False, busy_until_s=0.0, rows_elsewhere=0, max_batch_rows=1)
+            self._line.note(is_open=False, busy_until_s=0.0, rows_ahead=0, rows_elsewhere=0, max_batch_rows=1)
             left += self._line.drain()
         for request in (*left, *self._retries, *self._queue.drain()):
             assert isinstance(request, Request), "only requests are submitted"
@@ -279,6 +286,8 @@ class Dispatcher:
 
     def _feed(self, lane: _Lane) -> bool:
         """Give a free worker the next batch; return whether there was one."""
+        while self._retries and (self._retries[0].is_abandoned or self._retries[0].is_answered):
+            self._retries.popleft()
         if self._line is None or self._retries or not len(self._line):
             return self._feed_from_queue(lane)
         self._is_turn_of_line = not (self._is_turn_of_line and len(self._queue))
@@ -308,8 +317,9 @@ class Dispatcher:
         """Tell the line whether it may take requests in, and what it cannot see."""
         assert self._line is not None, "there is a line"
         self._line.note(
-            is_open=not self._quarantine,
+            is_open=not (self._quarantine and self._quarantine.is_closed_to_some),
             busy_until_s=self._busy_until_s(self._now_s()),
+            rows_ahead=self._queue.num_rows_ahead(NORMAL_PRIORITY),
             rows_elsewhere=self._queue.num_waiting_rows,
             max_batch_rows=self._queue.max_batch_rows,
         )

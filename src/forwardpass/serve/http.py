@@ -22,7 +22,7 @@ from forwardpass.serve.settings import ServeSettings
 from forwardpass.serve.timers import call_at
 
 if TYPE_CHECKING:
-    from forwardpass.serve.connections import Connections
+    from forwardpass.serve.connections import Connection, Connections
     from forwardpass.serve.tracing import Trace
 
 __all__ = ["Answer", "BodyStream", "Exchange", "Handler", "HttpConnection", "Response", "StreamingResponse", "render"]
@@ -175,14 +175,14 @@ class HttpConnection(asyncio.Protocol):
         self._is_streaming = self._is_pulling = self._is_flushing = False
         self._can_write = self._is_in_headers = False
         self._deadline_s = self._waited_s = 0.0
-        self._inherited: tuple[bytes, Exchange | None] = (b"", None)
+        self._inherited: tuple[bytes, Exchange | None, Connection | None] = (b"", None, None)
         self._timer: asyncio.TimerHandle | None = None
         self._transport: asyncio.Transport
         self._parser: httptools.HttpRequestParser
 
-    def inherit(self, data: bytes, exchange: Exchange | None) -> None:
-        """Begin with what another front has read of the client, or with an exchange that has its answer."""
-        self._inherited = (data, exchange)
+    def inherit(self, data: bytes, exchange: Exchange | None, predecessor: Connection | None) -> None:
+        """Begin with what another front has read of the client, or an exchange that has its answer, in its place."""
+        self._inherited = (data, exchange, predecessor)
 
     # --- asyncio.Protocol
 
@@ -192,17 +192,24 @@ class HttpConnection(asyncio.Protocol):
         self._parser = httptools.HttpRequestParser(self)
         self._can_write = True
         self._connections.backlog.wait_s()
-        if not self._connections.add(self):
+        (data, exchange, predecessor), self._inherited = self._inherited, (b"", None, None)
+        if predecessor is not None:
+            self._connections.replace(predecessor, self)
+        elif not self._connections.add(self):
             self._refuse(503, "There are too many connections. Try again later.")
             return
         self._wait(self._settings.header_timeout_s)
-        (data, exchange), self._inherited = self._inherited, (b"", None)
         if exchange is not None:
             exchange.move(self)
             self._open.append(exchange)
             self.flush()
         if data:
             self.data_received(data)
+            self._loop.call_soon(self._pause_again)  # reading begins after this, paused or not
+
+    def _pause_again(self) -> None:
+        if self._is_paused and not self._transport.is_closing():
+            self._transport.pause_reading()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Tell those who work for this client that it has left."""
@@ -234,6 +241,13 @@ class HttpConnection(asyncio.Protocol):
         if self._is_in_headers and self._num_begun <= was_between:  # otherwise it begins with another request's end
             self._num_unparsed_bytes += len(data)
             self._check_header(self._num_unparsed_bytes)
+        if self._num_begun > 1 and not (self._is_paused or self._is_closing):
+            self._transport.pause_reading()  # one that sends much ahead lets others in between
+            self._loop.call_soon(self._read_on)
+
+    def _read_on(self) -> None:
+        if not (self._is_paused or self._transport.is_closing()):
+            self._transport.resume_reading()
 
     def eof_received(self) -> bool:
         """Hang up: a client that has left cannot be told from one that only has nothing more to say."""
@@ -323,7 +337,8 @@ class HttpConnection(asyncio.Protocol):
         self._open.append(exchange)
         if len(self._open) >= MAX_PIPELINED:
             self._steer_reading()
-        self._wait(None)
+        if self._can_write:
+            self._wait(None)
         if len(self._open) > MAX_PIPELINED:
             self._unbegun.append(exchange)
         else:
@@ -476,7 +491,7 @@ class HttpConnection(asyncio.Protocol):
             self._wait(LATE_S)
         elif late_s < 0:
             self._timer = call_at(self._loop, self._deadline_s, self._on_timer)
-        elif self._incoming is None or self._is_refused:
+        elif self._incoming is None or self._is_refused or not self._can_write:
             self._transport.abort()
         else:
             self._refuse(408, "The request was not received in time.")

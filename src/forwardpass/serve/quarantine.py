@@ -36,6 +36,11 @@ class Quarantine:
     def __bool__(self) -> bool:
         return bool(self._entries)
 
+    @property
+    def is_closed_to_some(self) -> bool:
+        """Whether there is anything that is not run."""
+        return any(entry.num_accusations >= MAX_ACCUSATIONS for entry in self._entries.values())
+
     def accuse(self, batch: Sequence[Tensors], *, now_s: float) -> list[float]:
         """Note that a worker ended over a batch; return for how many seconds each of it is not run again, or 0.
 

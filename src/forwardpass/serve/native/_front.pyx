@@ -29,6 +29,7 @@ cdef extern from "wire.hpp" namespace "wire" nogil:
     cdef cppclass Text:
         const char *at
         size_t size
+        cbool is_exactly(const string &)
     cdef cppclass Header:
         Text name
         Text value
@@ -108,6 +109,7 @@ cdef enum:
     MAX_HEAD_BYTES = 8192
     MAX_LOOKED_AT = 256
     MAX_GRANTS = 1024
+    MAX_UNCHECKED_BYTES = 16384
 
 cdef double WORTHWHILE = 0.95
 cdef double SIZE_SMOOTHING = 0.25
@@ -121,6 +123,9 @@ cdef enum:
     READING = 0
     WAITING = 1
     CLOSED = 2
+
+
+cdef string POST = b"POST"
 
 
 cdef double monotonic() noexcept nogil:
@@ -147,6 +152,7 @@ cdef class NativeConnection:
     cdef Front front
     cdef readonly int descriptor
     cdef uint64_t number
+    cdef uint64_t serial  # of the open request: a batch may outlive the deadline of what it runs
     cdef int state
     cdef char *buffer
     cdef size_t size, capacity
@@ -172,7 +178,7 @@ cdef class NativeConnection:
     @property
     def is_idle(self):
         """Whether no request is open or half received."""
-        return self.state != WAITING and self.size == 0 and self.unsent is None
+        return self.state == READING and self.size == 0 and self.unsent is None
 
     def close(self):
         """Close once everything is written."""
@@ -219,12 +225,22 @@ cdef class NativeBatch:
     """Requests that run together."""
 
     cdef list connections
+    cdef vector[uint64_t] serials
+    cdef vector[long] rows
+    cdef vector[double] arrived_s
     cdef readonly long num_rows
     cdef readonly long num_padded
     cdef readonly str closed
 
     def __len__(self):
         return len(self.connections)
+
+    cdef NativeConnection _open(self, size_t at):
+        """Return the connection of a request that still waits for its answer, or None."""
+        cdef NativeConnection one = self.connections[at]
+        if one.serial != self.serials[at] or one.is_answered or one.is_abandoned:
+            return None
+        return one
 
 
 cdef class Line:
@@ -238,7 +254,7 @@ cdef class Line:
     cdef deque[PyObject *] waiting
     cdef vector[double] curve_rows, curve_seconds
     cdef vector[long] batch_sizes
-    cdef public long max_batch_rows, max_queue_rows, num_workers, rows_elsewhere
+    cdef public long max_batch_rows, max_queue_rows, num_workers, rows_ahead, rows_elsewhere
     cdef public double busy_until_s, timeout_s
     cdef public bint is_open
     cdef readonly long num_waiting_rows
@@ -350,7 +366,7 @@ cdef class Line:
         cdef long full, rest, rows, mean, ahead
         cdef double wait_s, run_s
         if self.waiting.size() or self.rows_elsewhere:
-            ahead = self.num_waiting_rows + self.rows_elsewhere
+            ahead = self.num_waiting_rows + self.rows_ahead
             full, rest = ahead // most, ahead % most
             rows = rest + num_rows
             if rest and rows > most:
@@ -360,8 +376,8 @@ cdef class Line:
             wait_s = full * self._predict(most) / self.num_workers if full else 0.0
             run_s = self._predict(rows)
             wait_s += max(self.busy_until_s - now_s, 0.0)
-            if ahead + num_rows > self.max_queue_rows:
-                self._refuse(connection, now_s, 0, wait_s, ahead)
+            if self.num_waiting_rows + self.rows_elsewhere + num_rows > self.max_queue_rows:
+                self._refuse(connection, now_s, 0, wait_s, self.num_waiting_rows + self.rows_elsewhere)
                 return 0
             if now_s + wait_s + run_s > connection.deadline_s:
                 self._refuse(connection, now_s, 1, wait_s, wait_s + run_s)
@@ -400,7 +416,6 @@ cdef class Line:
 
     cdef int _expire(self, NativeConnection connection, double now_s) except -1:
         """Answer that the deadline has passed, unless that was said or nobody listens any more."""
-        self.num_expired += 1
         if connection.is_answered or connection.is_abandoned:
             return 0
         connection.is_answered = True
@@ -521,6 +536,7 @@ cdef class Line:
         cdef double deadline_s, full_s
         cdef str closed = "queue-empty"
         for one in expired:
+            self.num_expired += 1
             self._expire(one, now_s)
         if first is None:
             return None
@@ -546,6 +562,10 @@ cdef class Line:
         batch = NativeBatch()
         batch.connections, batch.num_rows, batch.closed = taken, num_rows, closed
         batch.num_padded = self._padded(num_rows)
+        for one in taken:
+            batch.serials.push_back(one.serial)
+            batch.rows.push_back(one.infer.num_rows)
+            batch.arrived_s.push_back(one.arrived_s)
         return batch
 
     @property
@@ -585,7 +605,7 @@ cdef class Line:
         cdef NativeConnection one
         cdef vector[const char *] rows
         cdef string text
-        cdef size_t i, end
+        cdef size_t i, at, end
         self.last_s = now_s
         PyObject_GetBuffer(arena, &view, PyBUF_SIMPLE)
         try:
@@ -594,20 +614,21 @@ cdef class Line:
                 if <size_t> offsets[i] + end > <size_t> view.len:
                     raise MemoryError
                 rows.push_back(<const char *> view.buf + <size_t> offsets[i])
-            for one in batch.connections:
-                self._count(self.queues, started_s - one.arrived_s)
-                self.queue_s += started_s - one.arrived_s
-                if not (one.is_answered or one.is_abandoned):
+            for at in range(batch.serials.size()):
+                self._count(self.queues, started_s - batch.arrived_s[at])
+                self.queue_s += started_s - batch.arrived_s[at]
+                one = batch._open(at)
+                if one is not None:
                     one.is_answered = True
                     write_answer(text, self.before, self.outputs, rows, one.infer, self.front.is_closing)
                     self.num_ok += 1
-                    self.num_ok_rows += one.infer.num_rows
-                    self._count(self.totals, now_s - one.arrived_s)
-                    self.total_s += now_s - one.arrived_s
+                    self.num_ok_rows += batch.rows[at]
+                    self._count(self.totals, now_s - batch.arrived_s[at])
+                    self.total_s += now_s - batch.arrived_s[at]
                     self.front._send(one, text.data(), text.size())
                     self.front._answered(one, not self.front.is_closing)
                 for i in range(rows.size()):
-                    rows[i] += <size_t> (one.infer.num_rows * self.outputs[i].row_elements) * item_bytes(self.outputs[i].kind)
+                    rows[i] += <size_t> (batch.rows[at] * self.outputs[i].row_elements) * item_bytes(self.outputs[i].kind)
         finally:
             PyBuffer_Release(&view)
 
@@ -622,12 +643,14 @@ cdef class Line:
         cdef deque[PyObject *] kept
         cdef NativeConnection one
         cdef NativeBatch batch
+        cdef size_t at
         cdef double earliest_s = 0.0
         while self.waiting.size():
             one = self._take()
             if one.is_abandoned:
                 continue
             if one.deadline_s <= now_s:
+                self.num_expired += 1
                 self._expire(one, now_s)
                 continue
             if earliest_s == 0.0 or one.deadline_s < earliest_s:
@@ -640,8 +663,9 @@ cdef class Line:
             self.waiting.push_back(kept.front())
             kept.pop_front()
         for batch in batches:
-            for one in batch.connections:
-                if one.is_answered or one.is_abandoned:
+            for at in range(batch.serials.size()):
+                one = batch._open(at)
+                if one is None:
                     continue
                 if one.deadline_s <= now_s:
                     self._expire(one, now_s)
@@ -656,8 +680,9 @@ cdef class Line:
 
     def release(self, NativeBatch batch):
         """Return the connections of a batch that still wait for an answer; the reference gives it."""
-        cdef NativeConnection one
-        return [one for one in batch.connections if not (one.is_answered or one.is_abandoned)]
+        cdef size_t at
+        opened = [batch._open(at) for at in range(batch.serials.size())]
+        return [one for one in opened if one is not None]
 
     def drain(self):
         """Take out everything, and return the connections that still wait for an answer."""
@@ -733,7 +758,9 @@ cdef class Front:
         self.routes = dict(routes)
 
     def grant(self, NativeConnection connection, double seconds):
-        """Let inferences with the API key of an open request pass for a while."""
+        """Let inferences with the API key of an open request pass for a while, if it names just one."""
+        if not connection.head.is_plain or connection.head.credential.name.size == 0:
+            return
         if len(self.grants) >= MAX_GRANTS:
             self.grants.clear()
         self.grants[self._credential(connection)] = monotonic() + seconds
@@ -746,6 +773,8 @@ cdef class Front:
         cdef double until_s
         if not self.needs_grant:
             return True
+        if not connection.head.is_plain or connection.head.credential.name.size == 0:
+            return False
         until_s = self.grants.get(self._credential(connection), 0.0)
         return monotonic() < until_s
 
@@ -776,7 +805,7 @@ cdef class Front:
         if self.at_event >= self.num_events and not self.resumed:
             self._harvest()
         if self.resumed:
-            resumed, self.resumed = self.resumed, []
+            resumed, self.resumed = self.resumed[:CHUNK], self.resumed[CHUNK:]
             for connection in resumed:
                 self._look(<NativeConnection> connection)
         end = min(self.at_event + CHUNK, self.num_events)
@@ -792,6 +821,7 @@ cdef class Front:
             touched, self.touched = self.touched, []
             for line in touched:
                 line.is_touched = False
+            for line in touched:
                 line.owner.on_news()
 
     cdef int _harvest(self) except -1:
@@ -849,13 +879,16 @@ cdef class Front:
             connection.front, connection.descriptor = self, descriptor
             if not self.owner.connections.add(connection):
                 connection.state = CLOSED
-                self.owner.take_over(descriptor, b"")
+                self.owner.take_over(descriptor, b"", None)
                 continue
             self.next_number += 1
             connection.number = self.next_number
             connection.wait_until_s = monotonic() + self.header_timeout_s
             self.connections[connection.number] = connection
-            self._register(descriptor, connection.number, EPOLLIN | EPOLLOUT | EPOLLRDHUP | <uint32_t> EPOLLET)
+            try:
+                self._register(descriptor, connection.number, EPOLLIN | EPOLLOUT | EPOLLRDHUP | <uint32_t> EPOLLET)
+            except OSError:
+                self._drop(connection)
         return 0
 
     # --- reading
@@ -864,6 +897,7 @@ cdef class Front:
         """Read what has come, and begin with the request if it is whole."""
         cdef ssize_t size
         cdef size_t room
+        cdef uint64_t serial
         if connection.state != READING or connection.unsent is not None:
             return 0
         connection.is_told = False
@@ -886,11 +920,14 @@ cdef class Front:
                 connection.is_in_body = False
                 connection.wait_until_s = monotonic() + self.header_timeout_s
             connection.size += <size_t> size
+            serial = connection.serial
             self._begin(connection)
             if <size_t> size < room:
                 return 0
-            if connection.state != READING:
-                connection.is_told = True  # there may be more
+            if connection.state != READING or connection.serial != serial:  # others come first; there may be more
+                connection.is_told = True
+                if connection.state == READING and connection.unsent is None:
+                    self._resume(connection)
                 return 0
 
     cdef bint _grow(self, NativeConnection connection) noexcept:
@@ -913,17 +950,20 @@ cdef class Front:
                 verdict = Verdict.NOT_MINE
             else:
                 wanted = connection.head.num_bytes + <size_t> connection.head.content_length
-                if connection.size < wanted:
+                if connection.size < wanted and not (
+                    connection.head.content_length > MAX_UNCHECKED_BYTES and not self._is_granted(connection)
+                ):
                     if not connection.is_in_body:
                         connection.is_in_body = True
                         connection.wait_until_s = monotonic() + self.body_timeout_s
                     return 0
-                if connection.size > wanted:
+                if connection.size != wanted:
                     verdict = Verdict.NOT_MINE  # a client that does not wait for its answers
         if verdict != Verdict.FINE:
             self._hand_over(connection)
             return 0
         connection.state = WAITING
+        connection.serial += 1
         connection.wait_until_s = 0.0
         connection.waited_s = self.wait_s
         connection.is_answered = connection.is_abandoned = False
@@ -934,11 +974,11 @@ cdef class Front:
     cdef int _infer(self, NativeConnection connection) except -1:
         """Take a plain inference in, and return whether it was one."""
         cdef Head *head = &connection.head
-        if not head.is_plain or head.method.size != 4 or head.content_length == 0:
+        if not head.is_plain or not head.method.is_exactly(POST) or head.content_length == 0:
             return 0
         target = PyBytes_FromStringAndSize(head.target.at, <Py_ssize_t> head.target.size)
         cdef Line line = self.routes.get(target)
-        if line is None or not line.is_open or head.method.at[0] != b"P" or head.method.at[1] != b"O":
+        if line is None or not line.is_open:
             return 0
         if not self._is_granted(connection):
             return 0
@@ -990,6 +1030,9 @@ cdef class Front:
         if connection.state != WAITING:
             return 0
         connection.state, connection.size = READING, 0
+        if connection.data.capacity() > 4 * FIRST_BYTES:
+            connection.data.clear()
+            connection.data.shrink_to_fit()
         if connection.capacity > 4 * FIRST_BYTES:
             free(connection.buffer)
             connection.buffer = NULL
@@ -1026,7 +1069,7 @@ cdef class Front:
                 return 0
             connection.num_sent += <size_t> sent
         connection.unsent = None
-        if connection.is_closing:
+        if connection.is_closing or self.is_closing:
             self._drop(connection)
             return 0
         connection.wait_until_s = monotonic() + self.keep_alive_s
@@ -1035,17 +1078,17 @@ cdef class Front:
     # --- the end of a connection
 
     cdef int _forget(self, NativeConnection connection) except -1:
-        """Take a connection out; its descriptor stays open."""
+        """Take a connection out; its descriptor stays open, and its place among the connections is kept."""
         epoll_ctl(self.epoll, EPOLL_CTL_DEL, connection.descriptor, NULL)
         connection.state = CLOSED
         self.connections.pop(connection.number, None)
-        self.owner.connections.discard(connection)
 
     def _drop(self, NativeConnection connection):
         """Hang up, and tell those who work for this client."""
         if connection.state == CLOSED:
             return
         self._forget(connection)
+        self.owner.connections.discard(connection)
         close(connection.descriptor)
         connection.is_abandoned = True
         connection.unsent = None
@@ -1059,7 +1102,7 @@ cdef class Front:
             return 0
         self._forget(connection)
         data = PyBytes_FromStringAndSize(connection.buffer, <Py_ssize_t> connection.size)
-        self.owner.take_over(connection.descriptor, data)
+        self.owner.take_over(connection.descriptor, data, connection)
 
     def detach(self, NativeConnection connection):
         """Give up a connection whose answer the reference sends piece by piece; return its descriptor."""
@@ -1073,7 +1116,7 @@ cdef class Front:
         cdef NativeConnection connection
         cdef bytes text = self.timed_out
         for connection in tuple(self.connections.values()):
-            if connection.wait_until_s == 0.0 or connection.wait_until_s > now_s or connection.is_told:
+            if connection.wait_until_s == 0.0 or connection.wait_until_s > now_s:
                 continue
             if connection.state == READING and connection.unsent is None:
                 self._look(connection)  # what lies in the kernel's buffer by now is in time

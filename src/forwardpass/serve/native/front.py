@@ -6,17 +6,16 @@ import asyncio
 import logging
 import os
 import socket
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from forwardpass.errors import ForwardpassError
 from forwardpass.serve.app import TOO_BUSY, Application
 from forwardpass.serve.connections import Connections
 from forwardpass.serve.http import Exchange, HttpConnection, Response, StreamingResponse, render
 from forwardpass.serve.native.line import VersionLine, open_line
 from forwardpass.serve.repository import Repository
-from forwardpass.serve.responses import error_response
+from forwardpass.serve.responses import message_response
 from forwardpass.serve.settings import ServeSettings
 from forwardpass.serve.versions import ModelVersion
 
@@ -114,7 +113,8 @@ class NativeFront:
         for model in self._repository.models.values():
             for name, version in model.plain_targets():
                 if version not in lines:
-                    lines[version] = self._lines.get(version) or open_line(version, self, self._front)
+                    known = self._lines.get(version)
+                    lines[version] = known if known is not None else open_line(version, self, self._front)
                 line = lines[version]
                 if line is not None:
                     suffix = f"/versions/{name}" if name is not None else ""
@@ -126,7 +126,12 @@ class NativeFront:
 
     def _turn(self) -> None:
         self._is_scheduled = False
-        if self._front.turn():
+        has_more = True  # also where something unforeseen has ended the turn
+        try:
+            has_more = self._front.turn()
+        except Exception:
+            log.exception("a turn of the native front was cut short")
+        if has_more:
             self.schedule()
         else:
             self._loop.call_soon(self._front.end_turn)
@@ -138,8 +143,8 @@ class NativeFront:
             self._loop.call_soon(self._turn)
 
     def _sweep(self) -> None:
-        self._front.sweep()
         self._sweeping = self._loop.call_later(SWEEP_S, self._sweep)
+        self._front.sweep()
 
     def on_exhausted(self, listening: int) -> None:
         """Wait until there may be file descriptors again; connections wait in the kernel meanwhile."""
@@ -164,14 +169,15 @@ class NativeFront:
         exchange = self.exchange(connection, waited_s)
         try:
             refusal = self._application.admit(exchange)
-        except ForwardpassError as error:
-            refusal = error_response(error)
-        if refusal is not None:
-            exchange.respond(refusal)
-            return
-        if self._front.needs_grant and (seconds := self._application.grant_s(exchange)):
-            self._front.grant(connection, seconds)
-        self._application.handle(exchange)
+            if refusal is not None:
+                exchange.respond(refusal)
+                return
+            if self._front.needs_grant and (seconds := self._application.grant_s(exchange)):
+                self._front.grant(connection, seconds)
+            self._application.handle(exchange)
+        except Exception:
+            log.exception("a request could not be handled")
+            exchange.respond(message_response(500, "internal error"))
 
     def render(self, connection: NativeConnection, exchange: Exchange) -> tuple[bytes, bool] | None:
         """Return an answer as bytes, and whether the connection goes on; None for one that comes piece by piece."""
@@ -183,28 +189,35 @@ class NativeFront:
         keeps_alive = not self.connections.are_closing
         return render(response, keeps_alive=keeps_alive, is_head=False), keeps_alive
 
-    def take_over(self, descriptor: int, data: bytes) -> None:
+    def take_over(self, descriptor: int, data: bytes, predecessor: NativeConnection | None) -> None:
         """Let the Python front have a connection, with what was read of it."""
-        self._hand_over(descriptor, data, None)
+        self._hand_over(descriptor, data, None, predecessor)
 
     def _take_over_exchange(self, connection: NativeConnection, exchange: Exchange) -> None:
-        self._hand_over(self._front.detach(connection), b"", exchange)
+        self._hand_over(self._front.detach(connection), b"", exchange, connection)
 
-    def _hand_over(self, descriptor: int, data: bytes, exchange: Exchange | None) -> None:
+    def _hand_over(
+        self, descriptor: int, data: bytes, exchange: Exchange | None, predecessor: NativeConnection | None
+    ) -> None:
+        """Give a descriptor to the Python front; until it has it, the predecessor keeps its place."""
         application = self._application
 
         def make() -> HttpConnection:
             connection = HttpConnection(application.admit, application.handle, self._settings, self.connections)
-            connection.inherit(data, exchange)
+            connection.inherit(data, exchange, predecessor)
             return connection
 
-        task = self._loop.create_task(self._connect(make, socket.socket(fileno=descriptor)))
+        async def connect(accepted: socket.socket) -> None:
+            try:
+                await self._loop.connect_accepted_socket(make, accepted)
+            except OSError as error:
+                log.warning("a connection could not be taken over (%s)", error)
+                accepted.close()
+                if predecessor is not None:
+                    self.connections.discard(predecessor)
+                if exchange is not None:
+                    exchange.abandon()
+
+        task = self._loop.create_task(connect(socket.socket(fileno=descriptor)))
         self._taking_over.add(task)
         task.add_done_callback(self._taking_over.discard)
-
-    async def _connect(self, make: Callable[[], HttpConnection], accepted: socket.socket) -> None:
-        try:
-            await self._loop.connect_accepted_socket(make, accepted)
-        except OSError as error:
-            log.warning("a connection could not be taken over (%s)", error)
-            accepted.close()

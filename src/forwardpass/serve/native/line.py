@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Iterable
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from forwardpass.serve.native.front import NativeFront
 
 __all__ = ["VersionLine", "open_line"]
+
+log = logging.getLogger("forwardpass.serve")
 
 DTYPES = ("float32", "float64", "int32", "int64")
 QUEUE_FULL = 0
@@ -90,11 +93,18 @@ class VersionLine:
         """How long what waits here keeps the workers busy."""
         return self.line.backlog_s
 
-    def note(self, *, is_open: bool, busy_until_s: float, rows_elsewhere: int, max_batch_rows: int) -> None:
+    @property
+    def num_waiting_rows(self) -> int:
+        """Rows of all that wait."""
+        return self.line.num_waiting_rows
+
+    def note(
+        self, *, is_open: bool, busy_until_s: float, rows_ahead: int, rows_elsewhere: int, max_batch_rows: int
+    ) -> None:
         """Take over what there is beside the line."""
         line = self.line
         line.is_open, line.busy_until_s = is_open, busy_until_s
-        line.rows_elsewhere, line.max_batch_rows = rows_elsewhere, max_batch_rows
+        line.rows_ahead, line.rows_elsewhere, line.max_batch_rows = rows_ahead, rows_elsewhere, max_batch_rows
 
     def learn(self, curve: tuple[Iterable[float], Iterable[float]]) -> None:
         """Take over what is known of the latency."""
@@ -182,7 +192,10 @@ class VersionLine:
 
     def on_news(self) -> None:
         """Requests have come, or were refused."""
-        self._version.on_news(self.line.take_deadline())
+        try:
+            self._version.on_news(self.line.take_deadline())
+        except Exception:  # the lines behind this one must hear of theirs
+            log.exception("%s: what has come could not be run", self._version)
 
     def refusal(self, kind: int, wait_s: float, fact: float) -> bytes:
         """Put into words why a request is refused."""

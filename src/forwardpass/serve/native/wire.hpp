@@ -76,7 +76,7 @@ inline bool note_header(Head &head, const Header &header, bool &has_length) {
         if (has_length || !is_digits(value, 15)) return false;
         has_length = true;
         head.content_length = number(value);
-    } else if (name.is("connection")) {
+    } else if (name.is("connection") || name.is("proxy-connection")) {
         return value.is("keep-alive");
     } else if (name.is("transfer-encoding") || name.is("expect") || name.is("upgrade")) {
         return false;
@@ -114,6 +114,12 @@ inline Verdict parse_header_line(Head &head, const char *line, const char *end, 
     return Verdict::FINE;
 }
 
+inline bool is_common(const Text &method) {
+    for (const char *known : {"GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+        if (method.is_exactly(known)) return true;
+    return false;
+}
+
 inline Verdict parse_head(const char *data, size_t size, size_t max_bytes, Head &head) {
     head = Head();
     const void *found = memmem(data, size, "\r\n\r\n", 4);
@@ -127,8 +133,7 @@ inline Verdict parse_head(const char *data, size_t size, size_t max_bytes, Head 
     const char *c = data;
     while (c < line_end && *c >= 'A' && *c <= 'Z') c++;
     head.method = {data, static_cast<size_t>(c - data)};
-    if (head.method.size == 0 || head.method.is("HEAD") || head.method.is("CONNECT") || *c != ' ')
-        return Verdict::NOT_MINE;
+    if (!is_common(head.method) || *c != ' ') return Verdict::NOT_MINE;
     const char *target = ++c;
     while (c < line_end && *c > 0x20 && *c < 0x7f) c++;
     head.target = {target, static_cast<size_t>(c - target)};
