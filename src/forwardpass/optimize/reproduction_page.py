@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from markupsafe import Markup
 
 from forwardpass.convert import Conversion
-from forwardpass.optimize.values import Candidate, Optimization, Provenance
+from forwardpass.optimize.values import Optimization, Provenance
 from forwardpass.report.page import (
     Column,
     Fact,
@@ -16,6 +16,7 @@ from forwardpass.report.page import (
     render_code,
     render_facts,
     render_notes,
+    render_paragraph,
     render_table,
 )
 
@@ -32,17 +33,19 @@ def reproduction_section(conversion: Conversion, optimization: Optimization) -> 
         f"Converted by the {conversion.exporter} exporter to opset {conversion.opset} and compared with the source at "
         f"{len(conversion.parity)} shapes; the worst relative difference is {conversion.worst_difference:.1e}."
     )
-    columns = [
-        Column(title="Variant"),
-        Column(title="Recipe", kind="wrap"),
-        Column(title="File"),
-        Column(title="SHA-256"),
+    columns = [Column(title="Variant"), Column(title="Recipe", kind="wrap")]
+    made = [candidate for candidate in optimization.candidates if candidate.files]
+    rows: list[list[str | Markup]] = [
+        [candidate.variant.name, " → ".join(map(str, candidate.variant.recipe.steps))] for candidate in made
     ]
-    rows = [row for candidate in optimization.candidates for row in _rows(candidate)]
-    table = render_table(columns, [RowGroup(rows=rows)], name="Recipes and hashes")
+    table = render_table(columns, [RowGroup(rows=rows)], name="Recipes")
+    hashes = [f"{file.sha256}  {file.name}" for candidate in made for file in candidate.files]
+    check = (
+        (render_paragraph("The files, as sha256sum -c takes them:"), render_code("\n".join(hashes))) if hashes else ()
+    )
     notes = render_notes([*conversion.notes, *_DETERMINISM.splitlines()])
     given = list(_given(optimization.provenance)) if optimization.provenance is not None else []
-    return Section(title="How to make it again", lead=lead, parts=(*given, table, notes))
+    return Section(title="How to make it again", lead=lead, parts=(*given, table, *check, notes))
 
 
 def _given(provenance: Provenance) -> Iterator[Markup]:
@@ -57,10 +60,3 @@ def _given(provenance: Provenance) -> Iterator[Markup]:
             *(Fact(name=f"SHA-256 of {name} samples", value=sha256) for name, sha256 in provenance.samples),
         ]
     )
-
-
-def _rows(candidate: Candidate) -> Iterator[list[str | Markup]]:
-    steps = " → ".join(map(str, candidate.variant.recipe.steps))
-    for number, file in enumerate(candidate.files):
-        first = number == 0
-        yield [candidate.variant.name if first else "", steps if first else "", file.name, file.sha256]
