@@ -200,3 +200,12 @@ def test_a_variant_that_was_made_before_is_judged_as_it_is_and_in_int8(
     exact = result.find("pruned-50").test_difference
     assert exact is not None
     assert exact.value == 0.0
+
+
+def test_a_slow_node_stays_in_8_bits_where_the_product_before_it_needs_that(tmp_path: Path) -> None:
+    source = write_mlp(tmp_path / "mlp.onnx")
+    operators = ("MatMul", "Gemm")
+    first, second = "Gemm#0", "Gemm#2"  # with a Relu between them
+    assert candidates.not_slower(source, operators, {second}) == {first, second}
+    assert candidates.not_slower(source, operators, {first}) == {second}
+    assert candidates.not_slower(source, operators, {first, second}) == {second}
