@@ -23,8 +23,8 @@ from forwardpass.report.page import (
 __all__ = ["reproduction_section"]
 
 _DETERMINISM = """\
-The writers are deterministic: the same source, samples and versions on the same kind of processor give the same bytes.
-Only int8-mixed rests on timings as well: another run may keep other nodes in float, and then its file differs."""
+The same recipe, source, samples and versions give the same bytes.
+Which nodes stay in float can rest on timings: another run may decide otherwise; then recipe and file differ."""
 
 
 def reproduction_section(conversion: Conversion, optimization: Optimization) -> Section:
