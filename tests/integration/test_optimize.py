@@ -15,6 +15,7 @@ from forwardpass.core.samples import SampleGroup, Samples, SampleSplits, split_s
 from forwardpass.core.variants import Format, Precision, Variant
 from forwardpass.errors import InvalidMetric, InvalidModel, InvalidSamples
 from forwardpass.optimize import Optimization, OptimizeSettings, Verdict, candidates, optimize_model
+from forwardpass.optimize.naming import load_named
 from forwardpass.optimize.writers import write_graph
 from forwardpass.profile import ProfileSettings
 from forwardpass.runtimes import RuntimeOptions, open_runtime
@@ -208,4 +209,6 @@ def test_a_slow_node_stays_in_8_bits_where_the_product_before_it_needs_that(tmp_
     first, second = "Gemm#0", "Gemm#2"  # with a Relu between them
     assert candidates.not_slower(source, operators, {second}) == {first, second}
     assert candidates.not_slower(source, operators, {first}) == {second}
+    assert candidates.completed(load_named(source), frozenset({first})) == {first, second}
+    assert candidates.completed(load_named(source), frozenset({second})) == {second}
     assert candidates.not_slower(source, operators, {first, second}) == {second}

@@ -14,6 +14,7 @@ from forwardpass.core.variants import Format, Precision, Step, Variant
 from forwardpass.errors import NothingGained, ParityFailed
 from forwardpass.optimize.calibration import CalibrationMethod, convergence, describe_convergence, distance_at_half
 from forwardpass.optimize.gains import NodeGain, slower_dynamic, slower_static
+from forwardpass.optimize.library import onnx
 from forwardpass.optimize.naming import load_named
 from forwardpass.optimize.smoothing import plan_smoothing, write_smoothed
 from forwardpass.optimize.writers import (
@@ -41,6 +42,7 @@ __all__ = [
     "Workshop",
     "blueprints",
     "build",
+    "completed",
     "folded",
     "not_slower",
 ]
@@ -197,6 +199,27 @@ def not_slower(source: Path, operators: Sequence[str], slower: Set[str]) -> Set[
     activated = {output for node in model.graph.node if node.op_type in FUSED_ACTIVATIONS for output in node.output}
     dropped = {name for name in slower if name in nodes and nodes[name].input[0] not in activated}
     return nodes.keys() - dropped or nodes.keys()
+
+
+def completed(model: onnx.ModelProto, names: frozenset[str]) -> frozenset[str]:
+    """Add to nodes in 8 bits those that have to join them: readers of an activation that a product is fused with."""
+    makers = {output: node for node in model.graph.node for output in node.output}
+
+    def product_before(node: onnx.NodeProto) -> str:
+        for kinds in (FUSED_ACTIVATIONS, {"Add"}):
+            maker = makers.get(node.input[0])
+            if maker is None or (maker.op_type not in kinds and kinds is FUSED_ACTIVATIONS):
+                return ""
+            node = maker if maker.op_type in kinds else node
+        maker = makers.get(node.input[0])
+        return maker.name if maker is not None and maker.op_type in MATRIX_OPERATORS else ""
+
+    joined, constants = set(names), {tensor.name for tensor in model.graph.initializer}
+    for node in model.graph.node:  # in order, so that what joins draws what follows it
+        is_product = node.op_type in MATRIX_OPERATORS and node.input[1] in constants
+        if is_product and product_before(node) in joined:
+            joined.add(node.name)
+    return frozenset(joined)
 
 
 def _static(workshop: Workshop, source: Path, target: Path) -> Step:

@@ -10,7 +10,7 @@ from forwardpass.core.measurement import Measurement
 from forwardpass.core.variants import Format, Precision, Step, Variant
 from forwardpass.errors import NothingGained
 from forwardpass.optimize.calibration import CalibrationMethod
-from forwardpass.optimize.candidates import FOLDED, MIXED, NUM_TRIAL_SAMPLES, SMOOTHED, Workshop, folded
+from forwardpass.optimize.candidates import FOLDED, MIXED, NUM_TRIAL_SAMPLES, SMOOTHED, Workshop, completed, folded
 from forwardpass.optimize.gains import (
     Neighbours,
     NodeGain,
@@ -159,7 +159,7 @@ def _universe(work: MixedWork, links: Mapping[str, Neighbours], plain: StaticPla
     """Return the nodes that may gain: for speed those that are faster, else all."""
     if not work.is_for_speed:
         return frozenset(plain.nodes)
-    found = gaining_nodes(work.gains, links, frozenset(work.gains))
+    found = completed(load_named(work.source), gaining_nodes(work.gains, links, frozenset(work.gains)))
     if not found:
         best = max((gain.static.value for gain in work.gains.values() if gain.static), default=0.0)
         raise NothingGained(
@@ -175,7 +175,8 @@ def _fastest(work: MixedWork, trials: _Trials, universe: frozenset[str]) -> froz
     In a whole model a convolution in float is faster than alone, since its neighbours keep its layout; how much, only
     the whole file shows.
     """
-    alone = [_gaining_alone(work, universe, least) for least in LEAST_GAINS]
+    model = load_named(work.source)
+    alone = [completed(model, _gaining_alone(work, universe, least)) for least in LEAST_GAINS]
     measured = {}
     for names in dict.fromkeys((universe, *alone)):
         if names:
@@ -228,7 +229,8 @@ def _saving(work: MixedWork, links: Mapping[str, Neighbours], universe: frozense
 def _settling(work: MixedWork, links: Mapping[str, Neighbours]) -> Callable[[frozenset[str]], frozenset[str]]:
     if not work.is_for_speed:
         return lambda names: names
-    return lambda names: gaining_nodes(work.gains, links, names)
+    model = load_named(work.source)
+    return lambda names: completed(model, gaining_nodes(work.gains, links, names))
 
 
 def _step(work: MixedWork, method: CalibrationMethod, kept: tuple[str, ...]) -> Step:
