@@ -18,7 +18,7 @@ def check_member_name(member: str, *, bundle: str) -> None:
     >>> check_member_name("variants/int8/model.onnx", bundle="b")
     >>> check_member_name("../secret", bundle="b")
     Traceback (most recent call last):
-    forwardpass.errors.UnsafePath: Refusing to open the bundle 'b': its file '../secret' leaves the folder. \
+    forwardpass.errors.bundles.UnsafePath: Refusing to open the bundle 'b': its file '../secret' leaves the folder. \
 Bundles hold plain files only.
     """
     pure = PurePosixPath(member)
