@@ -13,12 +13,8 @@ from forwardpass.core.tensors import Array, Signature, Tensors, concatenate_rows
 __all__ = ["InExactBatches", "InFixedBatches", "RowByRow"]
 
 
-class RowByRow:
-    """A runtime that runs every row of a call alone, for a variant whose rows interfere.
-
-    Requests of other people are kept apart by the batcher; this keeps apart the rows of one request, so that the answer
-    for a text does not depend on which other texts were asked about along with it.
-    """
+class _OnTop:
+    """A runtime on top of another, whose name and signature it has."""
 
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
@@ -30,6 +26,14 @@ class RowByRow:
         """The signature of the runtime underneath."""
         return self._runtime.signature
 
+
+class RowByRow(_OnTop):
+    """A runtime that runs every row of a call alone, for a variant whose rows interfere.
+
+    Requests of other people are kept apart by the batcher; this keeps apart the rows of one request, so that the answer
+    for a text does not depend on which other texts were asked about along with it.
+    """
+
     def run(self, tensors: Tensors) -> dict[str, Array]:
         """Run one call per row and stack the answers."""
         num_rows = len(next(iter(tensors.values())))
@@ -37,22 +41,15 @@ class RowByRow:
         return concatenate_rows([self._runtime.run(row) for row in rows])
 
 
-class InFixedBatches:
+class InFixedBatches(_OnTop):
     """A runtime that takes any number of rows to a model whose batch is a fixed number.
 
     The last batch is filled up with rows from the start, whose answers are dropped.
     """
 
     def __init__(self, runtime: Runtime, *, num_rows: int) -> None:
-        self._runtime = runtime
+        super().__init__(runtime)
         self._num_rows = num_rows
-        self.name = runtime.name
-        self.version = runtime.version
-
-    @property
-    def signature(self) -> Signature:
-        """The signature of the runtime underneath."""
-        return self._runtime.signature
 
     def run(self, tensors: Tensors) -> dict[str, Array]:
         """Run as many batches as it takes and stack the answers."""
@@ -63,23 +60,16 @@ class InFixedBatches:
         return {name: array[:total] for name, array in concatenate_rows(parts).items()}
 
 
-class InExactBatches:
+class InExactBatches(_OnTop):
     """A runtime that runs batches of certain sizes only, for a variant whose last bits depend on the size.
 
     It divides and pads the rows of a call as the server does those of a request.
     """
 
     def __init__(self, runtime: Runtime, *, batch_sizes: Sequence[int], max_rows: int) -> None:
-        self._runtime = runtime
+        super().__init__(runtime)
         self._batch_sizes = batch_sizes
         self._max_rows = max_rows
-        self.name = runtime.name
-        self.version = runtime.version
-
-    @property
-    def signature(self) -> Signature:
-        """The signature of the runtime underneath."""
-        return self._runtime.signature
 
     def run(self, tensors: Tensors) -> dict[str, Array]:
         """Run as many batches as it takes and stack the answers."""

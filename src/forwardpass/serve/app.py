@@ -15,8 +15,8 @@ from forwardpass.serve.auth import Gate, Scope
 from forwardpass.serve.compression import decompress
 from forwardpass.serve.control import ControlRoutes
 from forwardpass.serve.documents import DocumentRoutes
+from forwardpass.serve.exchange import Exchange, Response
 from forwardpass.serve.exposition import MetricsRoutes
-from forwardpass.serve.http import Exchange, Response
 from forwardpass.serve.predicting import PredictRoutes
 from forwardpass.serve.repository import Repository
 from forwardpass.serve.responses import error_response, json_response, message_response, not_allowed

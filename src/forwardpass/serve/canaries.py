@@ -19,7 +19,7 @@ from forwardpass.core.tensors import Array
 from forwardpass.errors import DeadlineExceeded, NotReady, Overloaded, RequestError
 
 if TYPE_CHECKING:
-    from forwardpass.serve.dispatching import Answer
+    from forwardpass.serve.request import Answer
     from forwardpass.serve.versions import ModelVersion
 
 __all__ = ["Trials"]

@@ -14,7 +14,7 @@ import msgspec
 from forwardpass.core.canary import ERROR_RATE, TOLERANCE, CanaryLimits
 from forwardpass.errors import ForwardpassError, InvalidOption, MalformedRequest
 from forwardpass.serve.auth import Scope
-from forwardpass.serve.http import Exchange, Response
+from forwardpass.serve.exchange import Exchange, Response
 from forwardpass.serve.models import Traffic
 from forwardpass.serve.repository import MODEL_NAME, Repository
 from forwardpass.serve.responses import error_response, json_response, message_response

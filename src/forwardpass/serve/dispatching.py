@@ -8,13 +8,9 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
-from functools import partial
-from typing import Any, Protocol, TypeAlias
-
-import numpy as np
 
 from forwardpass.core.batching import NORMAL_PRIORITY, Batch, BatchQueue, Closed, QueueStatistics, Ticket
-from forwardpass.core.tensors import Array, Signature
+from forwardpass.core.tensors import Signature
 from forwardpass.errors import (
     DeadlineExceeded,
     InputRejected,
@@ -24,17 +20,17 @@ from forwardpass.errors import (
     RequestError,
     RequestQuarantined,
 )
-from forwardpass.serve.channel import OUT_OF_MEMORY, Arena, Done, Failed, Placed
+from forwardpass.serve.channel import OUT_OF_MEMORY, Done, Failed, Placed
+from forwardpass.serve.lines import Line, LineBatch
 from forwardpass.serve.metrics import ModelMetrics
 from forwardpass.serve.padding import ShapePadding
 from forwardpass.serve.process import WorkerListener, WorkerProcess, WorkerState
 from forwardpass.serve.quarantine import Quarantine
+from forwardpass.serve.request import Gathering, Request, Result
 from forwardpass.serve.timers import call_at
 
-__all__ = ["Answer", "Dispatcher", "Line", "LineBatch", "Request", "Result"]
+__all__ = ["Dispatcher"]
 
-Result: TypeAlias = dict[str, Array] | RequestError
-Answer: TypeAlias = Callable[[Result], None]
 HANG_FACTOR = 20
 INTERNAL = "The answer could not be given because of an error in the server; its log says more."
 NO_BATCH = Batch()
@@ -42,94 +38,6 @@ RELEARN_S = 5e-3
 """How old what an empty line knows of the latency may be: it does not need it for what comes next."""
 
 log = logging.getLogger("forwardpass.serve")
-
-
-@dataclass(slots=True, eq=False, kw_only=True)
-class Request(Ticket):
-    """A ticket with its tensors, and whom to tell.
-
-    `answer` is called once, on the event loop, with the outputs or an error. The outputs are views that are valid
-    during the call only.
-    """
-
-    tensors: dict[str, Array]
-    answer: Answer
-    timeout_s: float
-    arrived_s: float = 0.0
-    is_answered: bool = False
-    is_accused: bool = False
-    """It was in a batch that ended its worker."""
-    whole: Request | None = None
-    """The request that this is a part of."""
-
-    def abandon(self) -> None:
-        """Note that nobody waits for the answer any more."""
-        self.is_abandoned = True
-
-
-class LineBatch(Protocol):
-    """Requests of a line that run together; how they are answered is the line's business."""
-
-    @property
-    def num_rows(self) -> int:
-        """Of the requests."""
-
-    @property
-    def num_padded(self) -> int:
-        """With which it runs."""
-
-    @property
-    def closed(self) -> str:
-        """Why it was closed, as in `Closed`."""
-
-
-class Line(Protocol):
-    """Requests that wait outside of the queue, in native code, and run in batches of their own."""
-
-    row_size: int
-
-    def __len__(self) -> int:
-        """How many wait."""
-
-    @property
-    def backlog_s(self) -> float:
-        """How long they will keep the workers busy."""
-
-    @property
-    def num_waiting_rows(self) -> int:
-        """Rows of all that wait."""
-
-    def note(
-        self, *, is_open: bool, busy_until_s: float, rows_ahead: int, rows_elsewhere: int, max_batch_rows: int
-    ) -> None:
-        """Take over what the line has to know to take a request in: if it may, and what there is beside it."""
-
-    def learn(self, curve: tuple[Sequence[float], Sequence[float]]) -> None:
-        """Take over what is known of the latency."""
-
-    def next_batch(self, now_s: float) -> LineBatch | None:
-        """Return what to run now; those that cannot be in time get their answer."""
-
-    def place(self, batch: Any, arena: Arena) -> tuple[Placed, ...]:
-        """Write the rows of a batch into the arena."""
-
-    def answer(self, batch: Any, arena: Arena, message: Done, *, started_s: float) -> bool:
-        """Answer every request of a batch that has run; return False, and do nothing, if the outputs are unexpected."""
-
-    def release(self, batch: Any) -> list[Request]:
-        """Return what has to be run again, as requests."""
-
-    def drain(self) -> list[Request]:
-        """Take out everything that waits, as requests."""
-
-    def expire(self, now_s: float, batches: Sequence[Any]) -> float | None:
-        """Answer those whose deadline has passed, waiting or running; return the next deadline."""
-
-    def add_counts(self, metrics: ModelMetrics) -> None:
-        """Add what was counted since the last call."""
-
-    def statistics(self) -> tuple[int, int, int, int, int, int, int]:
-        """Return what the line holds and has done, in the order of `QueueStatistics`."""
 
 
 @dataclass(slots=True, eq=False)
@@ -273,7 +181,7 @@ class Dispatcher:
         if request.num_rows <= most or not self._signature.is_batchable:
             return (request,)
         starts = range(0, request.num_rows, most)
-        gather = _Gathering(request, len(starts), self._finish)
+        gather = Gathering(request, len(starts), self._finish)
         return [gather.part(number, start, start + most) for number, start in enumerate(starts)]
 
     def _pump(self) -> None:
@@ -481,53 +389,6 @@ class Dispatcher:
                 deadlines.append(in_line)
         if deadlines:
             self._set_alarm(min(deadlines))
-
-
-class _Gathering:
-    """Puts the answers to the parts of one request together; the first error is the error of all."""
-
-    def __init__(self, request: Request, num_parts: int, finish: Callable[[Request, Result], None]) -> None:
-        self._request = request
-        self._finish = finish
-        self._answers: list[dict[str, Array] | None] = [None] * num_parts
-        self._parts: list[Request] = []
-        self._num_missing = num_parts
-
-    def part(self, number: int, start: int, end: int) -> Request:
-        """Return the part with the rows from `start` to `end`."""
-        whole = self._request
-        part = Request(
-            num_rows=min(end, whole.num_rows) - start,
-            shape_key=whole.shape_key,
-            row_size=whole.row_size,
-            family=whole.family,
-            deadline_s=whole.deadline_s,
-            tensors={name: array[start:end] for name, array in whole.tensors.items()},
-            answer=partial(self._on_part, number),
-            timeout_s=whole.timeout_s,
-            priority=whole.priority,
-            arrived_s=whole.arrived_s,
-            whole=whole,
-        )
-        self._parts.append(part)
-        return part
-
-    def _on_part(self, number: int, result: Result) -> None:
-        if isinstance(result, RequestError):
-            for part in self._parts:
-                part.is_abandoned = True
-            self._finish(self._request, result)
-            return
-        if self._request.is_abandoned:
-            for part in self._parts:
-                part.is_abandoned = True
-            return
-        self._answers[number] = {name: array.copy() for name, array in result.items()}
-        self._num_missing -= 1
-        if self._num_missing == 0:
-            answers = [answer for answer in self._answers if answer is not None]
-            whole = {name: np.concatenate([answer[name] for answer in answers]) for name in answers[0]}
-            self._finish(self._request, whole)
 
 
 def _cancel(alarm: asyncio.TimerHandle | None) -> None:

@@ -9,8 +9,8 @@ from forwardpass.core.protocols import StreamingDecoder
 from forwardpass.core.tensors import TensorSpec
 from forwardpass.core.version import VERSION
 from forwardpass.protocol import DATATYPES, NAMES
+from forwardpass.serve.exchange import Exchange, Response
 from forwardpass.serve.forms import FORM, file_fields
-from forwardpass.serve.http import Exchange, Response
 from forwardpass.serve.repository import Repository
 from forwardpass.serve.responses import json_response
 from forwardpass.serve.served import Served

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from forwardpass.core.version import VERSION
-from forwardpass.serve.http import Exchange, Response
+from forwardpass.serve.exchange import Exchange, Response
 from forwardpass.serve.logs import num_dropped_lines
 from forwardpass.serve.metrics import Histogram, ModelMetrics
 from forwardpass.serve.pipelines import Pipeline

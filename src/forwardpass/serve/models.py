@@ -16,7 +16,7 @@ from forwardpass.core.canary import CanaryLimits, Verdict
 from forwardpass.core.tensors import Array
 from forwardpass.errors import NotFound, RequestError
 from forwardpass.serve.canaries import Trials
-from forwardpass.serve.dispatching import Answer
+from forwardpass.serve.request import Answer
 from forwardpass.serve.served import ServedVersion
 from forwardpass.serve.settings import ModelSettings
 from forwardpass.serve.tracing import Trace

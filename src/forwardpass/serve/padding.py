@@ -15,7 +15,7 @@ from forwardpass.core.strings import blank
 from forwardpass.core.tensors import BATCH_AXIS, Array, Signature, Tensors, TensorSpec
 
 if TYPE_CHECKING:
-    from forwardpass.serve.dispatching import Request
+    from forwardpass.serve.request import Request
 
 __all__ = ["ShapePadding"]
 

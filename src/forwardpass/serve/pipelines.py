@@ -23,11 +23,11 @@ from forwardpass.errors import (
     RequestError,
     TensorMismatch,
 )
-from forwardpass.serve.dispatching import Answer, Result
 from forwardpass.serve.forms import file_fields
 from forwardpass.serve.metrics import Histogram, ModelMetrics, latency_edges
 from forwardpass.serve.oip import ResponseWriter
 from forwardpass.serve.planning import Names, PipelineConfig, PipelinePlan, PlannedStep
+from forwardpass.serve.request import Answer, Result
 from forwardpass.serve.served import Described, Served, ServedVersion
 from forwardpass.serve.tracing import Trace
 

@@ -19,9 +19,9 @@ from forwardpass.core.strings import readable_lists
 from forwardpass.core.tensors import Array, Signature
 from forwardpass.errors import DeadlineExceeded, MalformedRequest, NotReady, Overloaded, RequestError
 from forwardpass.protocol import decode_tensor
-from forwardpass.serve.dispatching import Answer, Result
+from forwardpass.serve.exchange import Exchange
 from forwardpass.serve.forms import check_is_json, decode_fields, file_fields
-from forwardpass.serve.http import Exchange
+from forwardpass.serve.request import Answer, Result
 from forwardpass.serve.responses import error_response, json_response, message_response
 from forwardpass.serve.rest import header_timeout_s
 from forwardpass.serve.served import Served, ServedVersion

@@ -23,7 +23,7 @@ from forwardpass.errors import (
     Unauthorized,
     UnsupportedMediaType,
 )
-from forwardpass.serve.http import Response
+from forwardpass.serve.exchange import Response
 
 __all__ = [
     "STATUSES",

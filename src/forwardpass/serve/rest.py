@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from forwardpass.core.tensors import TensorSpec
 from forwardpass.errors import DeadlineExceeded, MalformedRequest, RequestError
 from forwardpass.protocol import BINARY_TYPE, JSON_LENGTH_HEADER, NAMES, TIMEOUT_HEADER
-from forwardpass.serve.dispatching import Answer, Result
-from forwardpass.serve.http import Exchange, Response
+from forwardpass.serve.exchange import Exchange, Response
 from forwardpass.serve.oip import InferCall, decode_infer, decode_raw_infer, describe_tensors
 from forwardpass.serve.pipelines import Pipeline
+from forwardpass.serve.request import Answer, Result
 from forwardpass.serve.responses import error_response, json_response
 from forwardpass.serve.served import Described, Served, ServedVersion
 from forwardpass.serve.versions import ModelVersion

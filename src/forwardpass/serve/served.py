@@ -8,9 +8,9 @@ from typing import Protocol
 from forwardpass.core.protocols import Decoder, Encoder
 from forwardpass.core.tensors import Array, Signature
 from forwardpass.errors import RequestError
-from forwardpass.serve.dispatching import Answer
 from forwardpass.serve.metrics import ModelMetrics
 from forwardpass.serve.oip import ResponseWriter
+from forwardpass.serve.request import Answer
 from forwardpass.serve.tracing import Trace
 
 __all__ = ["Described", "Served", "ServedVersion"]

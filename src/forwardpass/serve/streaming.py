@@ -11,7 +11,7 @@ from contextlib import suppress
 import msgspec
 
 from forwardpass.errors import NotAcceptable, NotReady, RequestError
-from forwardpass.serve.http import StreamingResponse
+from forwardpass.serve.exchange import StreamingResponse
 from forwardpass.serve.responses import error_document
 
 __all__ = ["EVENTS", "EventStream", "events_response", "wants_events"]

@@ -19,11 +19,13 @@ from forwardpass.errors import ModelNotServed, NotReady, RequestError
 from forwardpass.predict import max_batch_rows
 from forwardpass.processors import open_processor
 from forwardpass.serve.channel import Failed, Ready
-from forwardpass.serve.dispatching import Answer, Dispatcher, Line, Request
+from forwardpass.serve.dispatching import Dispatcher
+from forwardpass.serve.lines import Line
 from forwardpass.serve.metrics import ModelMetrics
 from forwardpass.serve.oip import ResponseWriter
 from forwardpass.serve.padding import ShapePadding
 from forwardpass.serve.process import WorkerProcess, WorkerState
+from forwardpass.serve.request import Answer, Request
 from forwardpass.serve.settings import ModelSettings
 from forwardpass.serve.sizing import choose_sizing, paddable_axes
 

@@ -16,10 +16,11 @@ from forwardpass.core.latency import LatencyEstimate, LatencyPoint, LatencyTable
 from forwardpass.core.simulation import Arrival, Fate, poisson_arrivals, simulate
 from forwardpass.core.tensors import Array, Signature, TensorSpec
 from forwardpass.errors import DeadlineExceeded, Overloaded, RequestError
-from forwardpass.serve.dispatching import Dispatcher, Request, Result
+from forwardpass.serve.dispatching import Dispatcher
 from forwardpass.serve.metrics import ModelMetrics
 from forwardpass.serve.padding import ShapePadding
 from forwardpass.serve.process import WorkerListener, WorkerProcess
+from forwardpass.serve.request import Request, Result
 from tests.fakes.virtual_time import VirtualTimeLoop
 from tests.fakes.workers import TimedWorker
 

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from forwardpass.core.tensors import Array, Signature, TensorSpec
 from forwardpass.errors import InputRejected, Overloaded, RequestError
-from forwardpass.serve.dispatching import Answer, Result
 from forwardpass.serve.pipelines import Pipeline
 from forwardpass.serve.planning import PipelineConfig, StepConfig, plan_pipeline
+from forwardpass.serve.request import Answer, Result
 from forwardpass.serve.served import Served
 
 SPEC = TensorSpec(name="x", dtype="float32", shape=("batch", 2))

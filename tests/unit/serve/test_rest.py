@@ -11,8 +11,8 @@ import pytest
 
 from forwardpass.core.tensors import Array, Signature, TensorSpec
 from forwardpass.errors import DeadlineExceeded
-from forwardpass.serve.dispatching import Answer
-from forwardpass.serve.http import Exchange, Response
+from forwardpass.serve.exchange import Exchange, Response
+from forwardpass.serve.request import Answer
 from forwardpass.serve.rest import InferRoutes
 from forwardpass.serve.served import Served
 

@@ -2,7 +2,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from mmap import mmap
 from typing import Protocol
 
-from forwardpass.serve.http import Exchange
+from forwardpass.serve.exchange import Exchange
 
 class FrontOwner(Protocol):
     @property

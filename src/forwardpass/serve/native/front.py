@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 from forwardpass.serve.app import TOO_BUSY, Application
 from forwardpass.serve.connections import Connections
-from forwardpass.serve.http import Exchange, HttpConnection, Response, StreamingResponse, render
+from forwardpass.serve.exchange import Exchange, Response, StreamingResponse, render
+from forwardpass.serve.http import HttpConnection
 from forwardpass.serve.native.line import VersionLine, open_line
 from forwardpass.serve.repository import Repository
 from forwardpass.serve.responses import message_response

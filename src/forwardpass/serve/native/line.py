@@ -15,9 +15,9 @@ from forwardpass.core.tensors import TensorSpec
 from forwardpass.errors import DeadlineExceeded, ForwardpassError, Overloaded
 from forwardpass.protocol import NAMES
 from forwardpass.serve.channel import Arena, Done, Placed
-from forwardpass.serve.dispatching import Request
-from forwardpass.serve.http import render
+from forwardpass.serve.exchange import render
 from forwardpass.serve.metrics import ModelMetrics
+from forwardpass.serve.request import Request
 from forwardpass.serve.responses import error_response
 from forwardpass.serve.rest import answering, decode_call
 from forwardpass.serve.versions import ModelVersion
