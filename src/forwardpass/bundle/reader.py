@@ -62,6 +62,12 @@ class Bundle:
         names = ", ".join(variant.name for variant in self.manifest.variants)
         raise InvalidOption(option="--variant", value=wanted, expected=f"one of {names}")
 
+    def variant_bytes(self, variant: BundledVariant) -> int:
+        """Return how large a variant's files are, weights beside the model included."""
+        folder = variant.path.rpartition("/")[0]
+        within = f"{folder}/" if folder else variant.path
+        return sum(record.size_bytes for member, record in self.manifest.files.items() if member.startswith(within))
+
     def locate(self, member: str) -> Path:
         """Return the path of a listed file or folder."""
         return self.path / member

@@ -23,6 +23,14 @@ Reading and answering a request takes native code about 10 µs of a core, and th
 MIN_GAIN = 1.15
 """Several slow workers have to promise so much more throughput than one fast one; each holds a copy of the model."""
 
+MAX_COPIES_BYTES = 2**30
+"""Up to so much for the copies, any gain will do where there is a target. The profile has the machine to itself; beside
+a front and clients, several sessions of one thread keep what it promises, and threads that wait for each other do not.
+"""
+
+SHARE_OF_TARGET = 1 / 2
+"""A batch may take so much of the target: the next one waits for it."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sizing:
@@ -36,11 +44,14 @@ class Sizing:
     """The only sizes that may run, where answers are the same for these alone; empty for any."""
 
 
-def choose_sizing(variant: BundledVariant, settings: ModelSettings, *, slo: Slo | None, num_cores: int) -> Sizing:
+def choose_sizing(
+    variant: BundledVariant, settings: ModelSettings, *, slo: Slo | None, num_cores: int, variant_bytes: int = 0
+) -> Sizing:
     """Decide what the operator has not.
 
     The number of threads is that with the lowest latency for one row, unless fewer threads in more workers promise
-    more rows per second, and their batches would still take less than half of the target.
+    more rows per second. A target says what latency is good enough: then only batches that leave time for the one
+    before count, and a smaller gain will do, unless the copies of the model, each of `variant_bytes`, become large.
     """
     tables = [table for table in variant.latency if settings.num_threads in (None, table.num_threads)]
     if not tables:
@@ -49,8 +60,9 @@ def choose_sizing(variant: BundledVariant, settings: ModelSettings, *, slo: Slo 
     options = [(table, settings.num_workers or _num_workers(table, num_cores)) for table in tables]
     table, num_workers = min(options, key=lambda option: option[0].points[0].p50_s)
     for other, others_workers in options:
-        is_faster = _rows_per_s(other) * others_workers > MIN_GAIN * _rows_per_s(table) * num_workers
-        if is_faster and (slo is None or other.predict_s(other.best_batch_size) <= slo.limit_s / 2):
+        is_small = others_workers * variant_bytes <= MAX_COPIES_BYTES
+        least = 1.0 if slo is not None and is_small else MIN_GAIN
+        if _rate_in_time(other, slo) * others_workers > least * _rate_in_time(table, slo) * num_workers:
             table, num_workers = other, others_workers
     return _sized(variant, settings, table.num_threads, num_workers, table)
 
@@ -89,3 +101,11 @@ def _num_workers(table: LatencyTable, num_cores: int) -> int:
 def _rows_per_s(table: LatencyTable) -> float:
     size = table.best_batch_size
     return size / table.predict_median_s(size)
+
+
+def _rate_in_time(table: LatencyTable, slo: Slo | None) -> float:
+    """Return the most rows per second of a worker whose batches leave time for the one before; 0 if none does."""
+    if slo is None:
+        return _rows_per_s(table)
+    in_time = (point for point in table.points if point.p95_s <= SHARE_OF_TARGET * slo.limit_s)
+    return max((point.batch_size / point.p50_s for point in in_time), default=0.0)

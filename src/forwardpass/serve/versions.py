@@ -50,7 +50,9 @@ class ModelVersion:
         self.variant = bundle.variant(settings.variant)
         self.slo = settings.slo or bundle.manifest.slo
         cores = len(os.sched_getaffinity(0))
-        self.sizing = choose_sizing(self.variant, settings, slo=self.slo, num_cores=cores)
+        self.sizing = choose_sizing(
+            self.variant, settings, slo=self.slo, num_cores=cores, variant_bytes=bundle.variant_bytes(self.variant)
+        )
         self.timeout_s = settings.timeout_s or (self.slo.limit_s if self.slo else DEFAULT_TIMEOUT_S)
         self._metrics = ModelMetrics(slo_s=self.slo.limit_s if self.slo else None)
         self._line: Line | None = None

@@ -104,6 +104,22 @@ def test_several_slow_workers_are_taken_only_if_their_batches_keep_the_target() 
     assert (tight.num_workers, tight.num_threads) == (1, 2)
 
 
+@pytest.mark.parametrize(
+    ("limit_s", "megabytes", "workers_and_threads"),
+    [(0.1, 40, (2, 1)), (None, 40, (1, 2)), (0.1, 4000, (1, 2)), (0.025, 40, (1, 2))],
+)
+def test_a_target_lets_workers_of_one_thread_win_if_they_are_in_time_and_not_too_large(
+    limit_s: float | None, megabytes: int, workers_and_threads: tuple[int, int]
+) -> None:
+    """As measured of an encoder of six layers, where the two workers did 178 rows/s and the two threads 147."""
+    both = variant(
+        BITWISE, table({1: 13.5, 2: 24.5, 4: 46.2, 8: 92.9}, 1), table({1: 9.0, 2: 15.3, 4: 28.0, 8: 49.3}, 2)
+    )
+    slo = Slo(percent=99, limit_s=limit_s) if limit_s is not None else None
+    chosen = choose_sizing(both, ModelSettings(), slo=slo, num_cores=2, variant_bytes=megabytes * 10**6)
+    assert (chosen.num_workers, chosen.num_threads) == workers_and_threads
+
+
 @pytest.mark.parametrize(("row_ms", "num_workers"), [(5, 2), (0.5, 2), (0.1, 1)])
 def test_every_core_gets_a_worker_unless_the_front_needs_it(row_ms: float, num_workers: int) -> None:
     chosen = choose_sizing(variant(BITWISE, table({1: row_ms})), ModelSettings(), slo=None, num_cores=2)
