@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,8 +18,9 @@ from forwardpass.core.samples import SampleGroup, Samples, SampleSplits, split_s
 from forwardpass.core.slo import QualityFloor
 from forwardpass.core.variants import Format, Precision, Variant
 from forwardpass.errors import InvalidOption
-from forwardpass.optimize import Optimization, OptimizeSettings, Target, comparing, making, optimize_model
-from forwardpass.optimize.candidates import Blueprint, Workshop, build
+from forwardpass.optimize import Optimization, OptimizeSettings, Target, comparing, finalists, making, optimize_model
+from forwardpass.optimize.candidates import MIXED, WHOLE, Blueprint, Workshop, build
+from forwardpass.optimize.forecast import Forecast
 from forwardpass.optimize.gains import measure_gains
 from forwardpass.optimize.results import ResultStore
 from forwardpass.profile import ProfileSettings
@@ -130,6 +131,60 @@ def test_what_is_slowest_at_a_glance_is_left_unmeasured_when_time_is_short(
         "int8-static-whole",
     ]
     assert any(line.startswith("int8-static was not measured: the budget") for line in result.left_out)
+
+
+BRIEF = OptimizeSettings(profile=TINY, is_brief=True)
+
+
+def seconds_of(**known: float) -> Callable[[Sequence[Path], object], list[float]]:
+    """Return a glance that sees these times for files by stem, and 1 ms for all others."""
+    return lambda files, inputs: [known.get(file.stem.replace("-", "_"), 1e-3) for file in files]
+
+
+def test_a_brief_search_makes_what_promises_and_measures_what_is_fastest_at_a_glance(
+    model: Variant, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved_s = {"int8-static": 8e-4, WHOLE: 7e-4, "int8-dynamic": 1e-4, "int8-static-smooth": 8e-4, MIXED: 8.1e-4}
+    saved_s["int8-dynamic-smooth"] = saved_s["int8-dynamic"]
+    forecast = Forecast(saved_s={**saved_s, "onnx-graph": 0.0, "fp16-storage": 0.0, "int4-weights": -1.0})
+    monkeypatch.setattr(making, "forecast_savings", lambda *_: forecast)
+    monkeypatch.setattr(finalists, "glance_at_files", seconds_of(int8_static=2e-4, int8_static_whole=3e-4))
+    result = search(model, tmp_path / "work", BRIEF)
+    assert [it.variant.name for it in result.candidates if it.profile is not None] == ["onnx-fp32", "int8-static"]
+    assert {line.split(": ")[0]: line.split(": ")[1] for line in result.left_out} == {
+        "onnx-graph was not made": "it computes as the float model does",
+        "fp16-storage was not made": "it computes as the float model does",
+        "int8-dynamic was not made": "its nodes save 0.1 ms of a call, those of int8-static, which keeps the floor, "
+        "0.8 ms",
+        "int8-dynamic-smooth was not made": "its nodes save 0.1 ms of a call, those of int8-static, which keeps the "
+        "floor, 0.8 ms",
+        "int8-static-smooth was not made": "int8-static, which is as fast, keeps the floor",
+        "int8-mixed was not made": "its nodes save 0.81 ms of a call, those of int8-static, which keeps the floor, "
+        "0.8 ms; it would take a search of its own",
+        "int4-weights was not made": "its nodes are no faster than in float",
+        "int8-static-whole was not measured": "at a glance it takes 1.5 times as long as int8-static",
+    }
+    assert [layer.is_in_8_bits for layer in result.layers if layer.name == "plain"] == [True]
+
+
+def test_a_brief_search_makes_everything_when_what_promised_most_is_not_faster(
+    model: Variant, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forecast = Forecast(saved_s={"int8-static": 1.0, WHOLE: 1.0, "int8-dynamic": 0.1, "onnx-graph": 0.0})
+    monkeypatch.setattr(making, "forecast_savings", lambda *_: forecast)
+    monkeypatch.setattr(finalists, "glance_at_files", seconds_of())
+    result = search(model, tmp_path / "work", BRIEF)
+    assert not result.left_out
+    names = {it.variant.name for it in result.candidates}
+    assert names >= {"onnx-graph", "fp16-storage", "int8-dynamic", "int8-static", WHOLE}
+
+
+def test_a_brief_search_that_misses_the_floor_with_what_promises_goes_on(model: Variant, tmp_path: Path) -> None:
+    floor = QualityFloor(max_drop=0.0, is_relative=True)
+    result = search(model, tmp_path / "work", replace(BRIEF, floor=floor))
+    tried = {step.what for step in result.path}
+    assert tried >= {"onnx-graph", "int8-dynamic", "int8-static", WHOLE}
+    assert not any("was not made" in line and "keeps the floor" in line for line in result.left_out)
 
 
 @pytest.mark.parametrize("target", [Target.COLD_START, Target.COST])

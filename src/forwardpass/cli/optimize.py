@@ -32,7 +32,7 @@ __all__ = ["command"]
 @conversion_options
 @quality_options
 @lean_options
-@click.option("--quick", is_flag=True, help="Shorter measurements.")
+@click.option("--quick", is_flag=True, help="Make and measure only what may win, more shortly.")
 @json_option
 def command(
     model: str,

@@ -50,6 +50,7 @@ def optimize_settings(
         prices=_prices(prices, vcpu_hour_usd, gb_hour_usd),
         routes=_routes(routes),
         pin_processor=pin_processor,
+        is_brief=quick,
         budget_s=parse_duration_s(budget) if budget is not None else None,
     )
 

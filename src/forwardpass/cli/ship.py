@@ -45,7 +45,7 @@ __all__ = ["command"]
     help="Installed processor that turns a person's input into tensors, and the folder of its files: "
     "sentence-encoder:./tokenizer",
 )
-@click.option("--quick", is_flag=True, help="Shorter measurements.")
+@click.option("--quick", is_flag=True, help="Make and measure only what may win, more shortly.")
 @json_option
 def command(
     model: str,

@@ -114,11 +114,11 @@ class ConvergencePoint:
 
 def convergence(histograms: Sequence[TensorHistogram], method: CalibrationMethod) -> tuple[ConvergencePoint, ...]:
     """Return how the ranges of a calibration settle as calls come in; the last point is 0."""
-    points = []
-    for at, (num_calls, _) in enumerate(histograms[0].marks):
-        distances = [_distance(histogram, at, method) for histogram in histograms]
-        points.append(ConvergencePoint(num_calls=num_calls, distance=float(np.mean(distances))))
-    return tuple(points)
+    distances = np.mean([_distances(histogram, method) for histogram in histograms], axis=0)
+    return tuple(
+        ConvergencePoint(num_calls=num_calls, distance=float(distance))
+        for (num_calls, _), distance in zip(histograms[0].marks, distances, strict=True)
+    )
 
 
 def describe_convergence(points: Sequence[ConvergencePoint]) -> str:
@@ -140,26 +140,29 @@ def distance_at_half(points: Sequence[ConvergencePoint]) -> float:
     return before[-1] if before else 1.0
 
 
-def _distance(histogram: TensorHistogram, at: int, method: CalibrationMethod) -> float:
-    now, final = (_range_of(histogram, histogram.marks[place][1], method) for place in (at, -1))
-    return (abs(now.low - final.low) + abs(now.high - final.high)) / ((final.high - final.low) or 1.0)
+def _distances(histogram: TensorHistogram, method: CalibrationMethod) -> list[float]:
+    """Return how far the ranges at the marks are from the last one."""
+    *_, final = ranges = _ranges_of(histogram, [counts for _, counts in histogram.marks], method)
+    width = (final.high - final.low) or 1.0
+    return [(abs(now.low - final.low) + abs(now.high - final.high)) / width for now in ranges]
 
 
-def _range_of(histogram: TensorHistogram, counts: Array, method: CalibrationMethod) -> Range:
-    """Choose a range from the counts of some calls; the least and the greatest value are known up to a bin."""
+def _ranges_of(histogram: TensorHistogram, counts: Sequence[Array], method: CalibrationMethod) -> list[Range]:
+    """Choose a range from each of these counts; the least and the greatest value are known up to a bin."""
     if method is CalibrationMethod.MINMAX:
-        seen = histogram.centres[counts > 0]
-        return _with_zero(float(seen[0]), float(seen[-1]))
-    return choose_range(TensorHistogram(low=histogram.low, high=histogram.high, counts=counts), method)
+        seen = [histogram.centres[some > 0] for some in counts]
+        return [_with_zero(float(values[0]), float(values[-1])) for values in seen]
+    if method is CalibrationMethod.PERCENTILE:
+        return [_percentile_range(histogram, some) for some in counts]
+    return _least_error_ranges(histogram, np.stack(counts))
 
 
 def choose_range(histogram: TensorHistogram, method: CalibrationMethod) -> Range:
     """Choose the range of one tensor."""
     if method is CalibrationMethod.MINMAX:
         return _with_zero(histogram.low, histogram.high)
-    if method is CalibrationMethod.PERCENTILE:
-        return _percentile_range(histogram)
-    return _least_error_range(histogram)
+    assert histogram.counts is not None, "the second pass comes before the choice"
+    return _ranges_of(histogram, [histogram.counts], method)[0]
 
 
 def _with_zero(low: float, high: float) -> Range:
@@ -167,9 +170,8 @@ def _with_zero(low: float, high: float) -> Range:
     return Range(low=min(low, 0.0), high=max(high, 0.0))
 
 
-def _percentile_range(histogram: TensorHistogram) -> Range:
-    assert histogram.counts is not None, "the second pass comes before the choice"
-    shares = np.cumsum(histogram.counts) / histogram.counts.sum()
+def _percentile_range(histogram: TensorHistogram, counts: Array) -> Range:
+    shares = np.cumsum(counts) / counts.sum()
     rare = (100 - PERCENTILE) / 200
     centres = histogram.centres
     low = centres[int(np.searchsorted(shares, rare))]
@@ -177,18 +179,27 @@ def _percentile_range(histogram: TensorHistogram) -> Range:
     return _with_zero(max(float(low), histogram.low), min(float(high), histogram.high))
 
 
-def _least_error_range(histogram: TensorHistogram) -> Range:
-    """Pull in the upper end, then the lower one, each to where the squared error over the histogram is least."""
-    full = _with_zero(histogram.low, histogram.high)
-    highs = [Range(low=full.low, high=full.high * factor) for factor in SHRINK_FACTORS]
-    best = min(highs, key=lambda candidate: _squared_error(histogram, candidate))
-    lows = [Range(low=full.low * factor, high=best.high) for factor in SHRINK_FACTORS]
-    return min(lows, key=lambda candidate: _squared_error(histogram, candidate))
+def _least_error_ranges(histogram: TensorHistogram, counts: Array) -> list[Range]:
+    """Pull in the upper end, then the lower one, each to where the squared error over the histogram is least.
+
+    `counts` has a row for every range that is asked for: what a value loses by rounding is the same in all of them.
+    """
+    full, centres = _with_zero(histogram.low, histogram.high), histogram.centres
+    lows, highs = full.low * SHRINK_FACTORS, full.high * SHRINK_FACTORS
+    errors = counts @ _squared_errors(centres, np.full_like(highs, full.low), highs).T
+    best_highs = highs[errors.argmin(axis=1)]
+    best_lows = np.empty_like(best_highs)
+    for high in np.unique(best_highs):
+        rows = best_highs == high
+        errors = counts[rows] @ _squared_errors(centres, lows, np.full_like(lows, high)).T
+        best_lows[rows] = lows[errors.argmin(axis=1)]
+    return [Range(low=float(low), high=float(high)) for low, high in zip(best_lows, best_highs, strict=True)]
 
 
-def _squared_error(histogram: TensorHistogram, candidate: Range) -> float:
-    scale = (candidate.high - candidate.low) / NUM_LEVELS or 1.0
-    zero_point = np.round(-candidate.low / scale)
-    values = histogram.centres
-    steps = np.clip(np.round(values / scale) + zero_point, 0, NUM_LEVELS) - zero_point
-    return float((histogram.counts * (values - steps * scale) ** 2).sum())
+def _squared_errors(values: Array, lows: Array, highs: Array) -> Array:
+    """Return the squared error of every value in every range, by range and value."""
+    scales = ((highs - lows) / NUM_LEVELS)[:, None]
+    scales[scales == 0] = 1.0
+    zero_points = np.round(-lows[:, None] / scales)
+    steps = np.clip(np.round(values / scales) + zero_points, 0, NUM_LEVELS) - zero_points
+    return np.square(values - steps * scales)

@@ -12,7 +12,13 @@ from forwardpass.core.samples import Samples
 from forwardpass.core.tensors import Array
 from forwardpass.core.variants import Format, Precision, Step, Variant
 from forwardpass.errors import NothingGained, ParityFailed
-from forwardpass.optimize.calibration import CalibrationMethod, convergence, describe_convergence, distance_at_half
+from forwardpass.optimize.calibration import (
+    CalibrationMethod,
+    TensorHistogram,
+    convergence,
+    describe_convergence,
+    distance_at_half,
+)
 from forwardpass.optimize.gains import NodeGain, slower_dynamic, slower_static
 from forwardpass.optimize.library import onnx
 from forwardpass.optimize.naming import load_named
@@ -85,8 +91,14 @@ class Workshop:
     plans: dict[Path, tuple[StaticPlan, CalibrationMethod]] = field(default_factory=dict)
     """The calibrations that were done, and the best method for each, by the float file that they belong to."""
 
+    histograms: dict[Path, dict[str, TensorHistogram]] = field(default_factory=dict)
+    """What was seen of tensors, by the float file that they belong to."""
     answers: dict[str, list[Array]] = field(default_factory=dict)
     """What the baseline answers for the samples that trials are compared on."""
+
+    def seen(self, source: Path) -> dict[str, TensorHistogram]:
+        """Return what is known of the tensors of a file; whoever looks at more adds it."""
+        return self.histograms.setdefault(source, {})
 
     def tidy(self) -> None:
         """Remove the intermediate files."""
@@ -159,7 +171,8 @@ def _make_static(workshop: Workshop, target: Path) -> Step:
 def _make_whole(workshop: Workshop, target: Path) -> Step:
     source = folded(workshop)
     nodes = frozenset(node.name for node in whole_nodes(load_named(source)))
-    plan = plan_static(source, workshop.calibration, nodes=nodes, operators=CHAIN_OPERATORS)
+    known = workshop.seen(source)
+    plan = plan_static(source, workshop.calibration, nodes=nodes, operators=CHAIN_OPERATORS, known=known)
     return _calibrated(workshop, source, target, plan)[1]
 
 
@@ -224,7 +237,7 @@ def completed(model: onnx.ModelProto, names: frozenset[str]) -> frozenset[str]:
 
 def _static(workshop: Workshop, source: Path, target: Path) -> Step:
     nodes = not_slower(source, QUANTISED_OPERATORS, slower_static(workshop.gains))
-    plan = plan_static(source, workshop.calibration, nodes=nodes)
+    plan = plan_static(source, workshop.calibration, nodes=nodes, known=workshop.seen(source))
     best, step = _calibrated(workshop, source, target, plan)
     workshop.plans[source] = plan, best
     return step

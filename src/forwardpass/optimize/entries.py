@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from forwardpass.core.metrics import Metric, Scores
 from forwardpass.core.variants import Variant
 from forwardpass.optimize.budget import Budget, Pace, least_profile, profile_s
+from forwardpass.optimize.forecast import Forecast
 from forwardpass.optimize.results import ResultStore
 from forwardpass.optimize.values import LayerEvidence, OptimizeSettings, SearchStep, Target
 from forwardpass.profile import VariantProfile
@@ -47,6 +48,10 @@ class Search:
     key: str
     """A hash of the model, the samples, the software and the machine."""
     pace: Pace = field(default_factory=Pace)
+    forecast: Forecast | None = None
+    """What variants will save, in a brief search."""
+    glances: dict[str, float] = field(default_factory=dict)
+    """How many times as long as the float model variants take at a glance, by name."""
     scoring_s: float = 0.0
     """What scoring the float model took."""
     slowness: float = 1.0
@@ -79,6 +84,10 @@ class Search:
         if self.budget.left_s - self.slowness * making_s - self.scoring_s < reserved_s:
             return False
         return self.budget.has_time(SHARE_OF_BUDGET_FOR_SEARCH) or self.num_to_measure < least
+
+    def needless(self, name: str, held: Iterable[Entry]) -> str:
+        """Return why a brief search does without a variant, beside these that keep the floor; empty if it may win."""
+        return self.forecast.needless(name, [entry.variant.name for entry in held]) if self.forecast else ""
 
     @contextmanager
     def learning(self, making_s: float) -> Iterator[None]:

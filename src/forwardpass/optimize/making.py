@@ -14,8 +14,10 @@ from forwardpass.core.metrics import Metric
 from forwardpass.core.protocols import Progress
 from forwardpass.core.variants import Format, Precision, Variant
 from forwardpass.errors import ForwardpassError, MissingExtra, NothingGained, NothingToQuantise, StorageFailed
-from forwardpass.optimize.candidates import MIXED, WHOLE, Blueprint, Workshop, blueprints, build, folded
+from forwardpass.optimize.candidates import MIXED, WHOLE, Blueprint, Workshop, blueprints, build, folded, not_slower
 from forwardpass.optimize.entries import SHARE_OF_MAKING, SHARE_OF_SCORING, Entry, Search, as_sentence
+from forwardpass.optimize.finalists import is_any_faster
+from forwardpass.optimize.forecast import forecast_savings
 from forwardpass.optimize.gains import describe_node, measure_gains, slower_dynamic, slower_static
 from forwardpass.optimize.mixing import MixedWork, build_mixed, layers_of
 from forwardpass.optimize.naming import load_named
@@ -23,9 +25,9 @@ from forwardpass.optimize.results import content_key, hash_file
 from forwardpass.optimize.sampling import RUNS_OF_CALIBRATION
 from forwardpass.optimize.scoring import Scorer, score_one
 from forwardpass.optimize.values import LayerEvidence, SearchStep
-from forwardpass.optimize.verdicts import floor_score
 from forwardpass.optimize.weighting import WEIGHTS, WeightWork, build_weights, evidence_of
 from forwardpass.optimize.weights import weight_nodes
+from forwardpass.optimize.writers import QUANTISED_OPERATORS
 
 __all__ = [
     "MadeVariant",
@@ -62,29 +64,56 @@ class MadeVariant(msgspec.Struct, frozen=True, kw_only=True):
 def make_all(
     workshop: Workshop, search: Search, scorer: Scorer, metric: Metric, needed: frozenset[str], progress: Progress
 ) -> list[Entry]:
-    """Make and score every variant that has a recipe of its own, as many as there is time for."""
+    """Make and score every variant that has a recipe of its own, as many as there is time for.
+
+    A brief search makes what promises most, and the rest only if that is not faster than the float model after all.
+    """
     plans = blueprints()
+    is_by_promise = search.budget.total_s is not None or search.forecast is not None
     found: dict[str, Entry] = {}
-    for number, blueprint in enumerate(sorted(plans, key=_promise) if search.budget.total_s else plans):
-        making_s = search.pace.making_s(
-            num_writes=blueprint.num_writes,
-            num_calls=blueprint.num_calibrations * RUNS_OF_CALIBRATION * len(workshop.calibration),
-        )
-        if not search.has_time(making_s, least=len(needed) + LEAST_VARIANTS):
-            search.left_out.append(f"{blueprint.name} was not made: {search.budget}")
-            continue
-        progress(f"making {blueprint.name}", done=(SHARE_OF_MAKING + SHARE_OF_SCORING) * number / len(plans))
-        slower = [sorted(slower_static(workshop.gains)), sorted(slower_dynamic(workshop.gains))]
-        key = content_key("variant", search.key, blueprint.name, workshop.reduce_range, slower)
-        entry = recall(search.store.find(key, MadeVariant), workshop)
-        if entry is None:
-            with search.learning(making_s):
-                entry = attempt(blueprint.name, blueprint.precision, workshop, partial(build, blueprint, workshop))
-            search.store.keep(key, record(entry))
-        score_one(entry, scorer, is_needed=False)
-        found[blueprint.name] = entry
-        search.note(entry, metric)
+    needless: dict[str, str] = {}
+
+    def make(wanted: Sequence[Blueprint]) -> None:
+        for blueprint in wanted:
+            reason = search.needless(blueprint.name, scorer.held(found.values()))
+            if reason:
+                needless[blueprint.name] = reason
+                continue
+            progress(f"making {blueprint.name}", done=(SHARE_OF_MAKING + SHARE_OF_SCORING) * len(found) / len(plans))
+            entry = _make_one(blueprint, workshop, search, scorer, needed)
+            if entry is not None:
+                found[blueprint.name] = entry
+                search.note(entry, metric)
+
+    make(sorted(plans, key=_promise) if is_by_promise else plans)
+    if needless and not is_any_faster(scorer.held(found.values()), workshop.baseline, scorer, search):
+        search.forecast = None
+        make([blueprint for blueprint in plans if blueprint.name in needless])
+    else:
+        search.left_out += [f"{name} was not made: {reason}" for name, reason in needless.items()]
     return [found[blueprint.name] for blueprint in plans if blueprint.name in found]
+
+
+def _make_one(
+    blueprint: Blueprint, workshop: Workshop, search: Search, scorer: Scorer, needed: frozenset[str]
+) -> Entry | None:
+    """Make and score a variant, or take it from memory; None without time, which is noted."""
+    making_s = search.pace.making_s(
+        num_writes=blueprint.num_writes,
+        num_calls=blueprint.num_calibrations * RUNS_OF_CALIBRATION * len(workshop.calibration),
+    )
+    if not search.has_time(making_s, least=len(needed) + LEAST_VARIANTS):
+        search.left_out.append(f"{blueprint.name} was not made: {search.budget}")
+        return None
+    slower = [sorted(slower_static(workshop.gains)), sorted(slower_dynamic(workshop.gains))]
+    key = content_key("variant", search.key, blueprint.name, workshop.reduce_range, slower)
+    entry = recall(search.store.find(key, MadeVariant), workshop)
+    if entry is None:
+        with search.learning(making_s):
+            entry = attempt(blueprint.name, blueprint.precision, workshop, partial(build, blueprint, workshop))
+        search.store.keep(key, record(entry))
+    score_one(entry, scorer, is_needed=False)
+    return entry
 
 
 def _promise(blueprint: Blueprint) -> int:
@@ -127,6 +156,8 @@ def measure_nodes(workshop: Workshop, search: Search, progress: Progress) -> Wor
         num_rows=search.num_rows,
         has_time=lambda: search.budget.left_s >= enough_s,
     )
+    if search.settings.is_brief:
+        search.forecast = forecast_savings(folded(workshop), gains)
     return replace(workshop, gains=gains)
 
 
@@ -139,7 +170,6 @@ def make_mixed(
     progress: Progress,
 ) -> list[Entry]:
     """Make the variant with some nodes in float, where that is faster or keeps a floor that is missed without."""
-    floor = floor_score(entries[0], metric, search.settings)
     static = [
         it.validation.value
         for it in entries
@@ -150,7 +180,12 @@ def make_mixed(
     ]
     if not static:
         return []
-    made = _mixed(workshop, search, static, floor, scorer, progress)
+    reason = search.needless(MIXED, scorer.held(entries))
+    if reason:
+        search.left_out.append(f"{MIXED} was not made: {reason}")
+        search.layers = _layers_of_static(workshop, _mixed_work(workshop, search, static, scorer, key=""))
+        return []
+    made = _mixed(workshop, search, static, scorer, progress)
     if made is None:
         return []
     search.layers = made.record.layers
@@ -167,7 +202,6 @@ def _mixed(
     workshop: Workshop,
     search: Search,
     static: Sequence[float],
-    floor: float,
     scorer: Scorer,
     progress: Progress,
     name: str = MIXED,
@@ -179,23 +213,13 @@ def _mixed(
     progress(f"making {name}", done=SHARE_OF_MAKING + SHARE_OF_SCORING)
     metric = scorer.metric
     key = content_key(
-        "mixed", search.key, name, hash_file(workshop.baseline.location), metric.name, metric.higher_is_better, floor,
-        search.settings.target, workshop.reduce_range, search.settings.profile.batch_sizes,
+        "mixed", search.key, name, hash_file(workshop.baseline.location), metric.name, metric.higher_is_better,
+        scorer.floor, search.settings.target, workshop.reduce_range, search.settings.profile.batch_sizes,
     )  # fmt: skip
     made = search.store.find(key, MadeVariant)
     entry = recall(made, workshop)
     if entry is None:
-        work = MixedWork(
-            workshop=workshop,
-            store=search.store,
-            key=key,
-            score=scorer.validate,
-            holds=lambda score: scorer.is_within(score, floor),
-            is_for_speed=search.is_for_speed,
-            static_holds=any(scorer.is_within(score, floor) for score in static),
-            num_rows=search.num_rows,
-            has_time=search.has_time,
-        )
+        work = _mixed_work(workshop, search, static, scorer, key=key)
         entry, made = _attempt_mixed(work)
         if work.is_finished:
             search.store.keep(key, made)
@@ -203,6 +227,27 @@ def _mixed(
             search.left_out.append(f"the search for nodes of {name} to keep in float ended early: {search.budget}")
     assert made is not None, "an entry comes from a record or with one"
     return _Mixed(entry=entry, record=made)
+
+
+def _mixed_work(workshop: Workshop, search: Search, static: Sequence[float], scorer: Scorer, *, key: str) -> MixedWork:
+    return MixedWork(
+        workshop=workshop,
+        store=search.store,
+        key=key,
+        score=scorer.validate,
+        holds=scorer.holds,
+        is_for_speed=search.is_for_speed,
+        static_holds=any(map(scorer.holds, static)),
+        num_rows=search.num_rows,
+        has_time=search.has_time,
+    )
+
+
+def _layers_of_static(workshop: Workshop, work: MixedWork) -> tuple[LayerEvidence, ...]:
+    """Return what is known of each node where no mixed variant was made: in 8 bits is what the static one has so."""
+    work.gains = dict(workshop.gains)
+    work.in_8_bits = frozenset(not_slower(work.source, QUANTISED_OPERATORS, slower_static(work.gains)))
+    return layers_of(work)
 
 
 def _entered(made: _Mixed, search: Search, scorer: Scorer, name: str) -> list[Entry]:
@@ -230,12 +275,11 @@ def _attempt_mixed(work: MixedWork) -> tuple[Entry, MadeVariant]:
 
 
 def make_weights(
-    workshop: Workshop, search: Search, source: Entry, scorer: Scorer, metric: Metric, progress: Progress
+    workshop: Workshop, search: Search, others: Sequence[Entry], scorer: Scorer, metric: Metric, progress: Progress
 ) -> list[Entry]:
     """Make the variants whose weights alone are rounded, that in 4 bits from what is known of that in 8."""
-    floor = floor_score(source, metric, search.settings)
     key = content_key(
-        "weights", search.key, metric.name, metric.higher_is_better, floor, search.settings.target,
+        "weights", search.key, metric.name, metric.higher_is_better, scorer.floor, search.settings.target,
         search.settings.profile.batch_sizes,
     )  # fmt: skip
     work = WeightWork(
@@ -243,7 +287,7 @@ def make_weights(
         store=search.store,
         key=key,
         score=scorer.validate,
-        holds=lambda score: scorer.is_within(score, floor),
+        holds=scorer.holds,
         is_for_speed=search.is_for_speed,
         gains=workshop.gains,
         num_rows=search.num_rows,
@@ -251,6 +295,10 @@ def make_weights(
     )
     entries = []
     for bits, (name, precision) in WEIGHTS.items():
+        reason = search.needless(name, scorer.held(others))
+        if reason:
+            search.left_out.append(f"{name} was not made: {reason}")
+            continue
         if not search.has_time():
             search.left_out.append(f"{name} was not made: {search.budget}")
             continue
@@ -281,26 +329,24 @@ def make_int8_of(
     variants: Sequence[Variant],
     workshop: Workshop,
     search: Search,
-    source: Entry,
     scorer: Scorer,
     progress: Progress,
 ) -> list[Entry]:
     """Quantise networks that were made leaner before, whole and mixed: what they gain and what 8 bits gain add up."""
-    floor = floor_score(source, scorer.metric, search.settings)
     entries = []
     for variant in variants:
-        inner = replace(workshop, baseline=variant, folder=workshop.folder / variant.name, gains={}, plans={})
+        inner = replace(
+            workshop, baseline=variant, folder=workshop.folder / variant.name, gains={}, plans={}, histograms={}
+        )
         inner.folder.mkdir(exist_ok=True)
         try:
-            entries += _int8_of(variant, measure_nodes(inner, search, progress), search, floor, scorer, progress)
+            entries += _int8_of(variant, measure_nodes(inner, search, progress), search, scorer, progress)
         finally:
             inner.tidy()
     return entries
 
 
-def _int8_of(
-    variant: Variant, inner: Workshop, search: Search, floor: float, scorer: Scorer, progress: Progress
-) -> list[Entry]:
+def _int8_of(variant: Variant, inner: Workshop, search: Search, scorer: Scorer, progress: Progress) -> list[Entry]:
     blueprint = next(plan for plan in blueprints() if plan.precision is Precision.INT8_STATIC)
     name = f"{variant.name}-{blueprint.name}"
     if not search.has_time():
@@ -314,7 +360,7 @@ def _int8_of(
     if entry.validation is None:
         return [entry]
     mixed_name = f"{variant.name}-{MIXED}"
-    made = _mixed(inner, search, [entry.validation.value], floor, scorer, progress, mixed_name)
+    made = _mixed(inner, search, [entry.validation.value], scorer, progress, mixed_name)
     return [entry, *(_entered(made, search, scorer, mixed_name) if made is not None else [])]
 
 

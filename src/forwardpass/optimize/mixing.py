@@ -88,7 +88,9 @@ def build_mixed(work: MixedWork) -> Variant | None:
         work.in_8_bits = universe
         return None
     plan = (
-        plain if universe <= set(plain.nodes) else plan_static(work.source, work.workshop.calibration, nodes=universe)
+        plain
+        if universe <= set(plain.nodes)
+        else plan_static(work.source, work.workshop.calibration, nodes=universe, known=work.workshop.seen(work.source))
     )
     trials = _Trials(work=work, plan=plan, method=method)
     if work.is_for_speed:
@@ -152,7 +154,10 @@ def _layer_reason(work: MixedWork, name: str, gain: NodeGain) -> str:
 
 def _plan(work: MixedWork) -> tuple[StaticPlan, CalibrationMethod]:
     known = work.workshop.plans.get(work.source)
-    return known or (plan_static(work.source, work.workshop.calibration), CalibrationMethod.MSE)
+    if known is not None:
+        return known
+    plan = plan_static(work.source, work.workshop.calibration, known=work.workshop.seen(work.source))
+    return plan, CalibrationMethod.MSE
 
 
 def _universe(work: MixedWork, links: Mapping[str, Neighbours], plain: StaticPlan) -> frozenset[str]:

@@ -17,6 +17,7 @@ from forwardpass.optimize.budget import Budget, Pace
 from forwardpass.optimize.candidates import Workshop
 from forwardpass.optimize.comparing import profile_all
 from forwardpass.optimize.entries import Entry, Search
+from forwardpass.optimize.finalists import choose_finalists
 from forwardpass.optimize.making import (
     make_all,
     make_int8_of,
@@ -32,7 +33,7 @@ from forwardpass.optimize.scoring import Scorer, score_all
 from forwardpass.optimize.sooner import make_sooner
 from forwardpass.optimize.torch_route import make_torch
 from forwardpass.optimize.values import Optimization, OptimizeSettings, Route
-from forwardpass.optimize.verdicts import caution_about, choose_entry, describe_entry, floor_score
+from forwardpass.optimize.verdicts import caution_about, choose_entry, describe_entry
 from forwardpass.profile import describe_machine
 from forwardpass.runtimes import RuntimeOptions, open_runtime
 from forwardpass.runtimes.options import num_available_cores
@@ -97,7 +98,7 @@ def optimize_model(
         entries.append(Entry(variant=baseline))
     needed = frozenset({source.name, baseline.name})
     search.num_to_measure = len(entries)
-    scorer = Scorer(splits=splits, metric=metric)
+    scorer = Scorer(splits=splits, metric=metric, allowed=settings.floor)
     saturates = int8_saturates()
     workshop = Workshop(baseline=baseline, calibration=calibration, folder=workdir, reduce_range=saturates)
     try:
@@ -119,11 +120,12 @@ def optimize_model(
         entries += [*made, *others]
         if Route.ONNX in settings.routes:
             entries += make_mixed(workshop, search, entries, scorer, metric, progress)
-            entries += make_weights(workshop, search, entries[0], scorer, metric, progress)
-        entries += make_int8_of(also, workshop, search, entries[0], scorer, progress)
+            entries += make_weights(workshop, search, entries, scorer, metric, progress)
+        entries += make_int8_of(also, workshop, search, scorer, progress)
         entries += make_sooner(workshop, search, entries, scorer, progress)
     finally:
         workshop.tidy()
+    entries = choose_finalists(entries, baseline, scorer, search, needed=needed)
     entries = profile_all(entries, splits.validation, search, progress, needed=needed)
     choice = choose_entry(entries, baseline, metric, settings)
     machine = describe_machine()
@@ -132,7 +134,7 @@ def optimize_model(
         candidates=tuple(describe_entry(entry, entries, baseline, choice, settings, workdir) for entry in entries),
         metric=metric.name,
         higher_is_better=metric.higher_is_better,
-        floor_score=floor_score(entries[0], metric, settings),
+        floor_score=scorer.floor,
         target=settings.target,
         slo=settings.slo,
         chosen=choice.chosen,

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from forwardpass.core.metrics import Metric
 from forwardpass.core.protocols import Progress
 from forwardpass.core.samples import SampleSplits
+from forwardpass.core.slo import QualityFloor
 from forwardpass.core.variants import Variant
 from forwardpass.errors import ForwardpassError
 from forwardpass.optimize.entries import SHARE_OF_MAKING, SHARE_OF_SCORING, Entry, as_sentence
@@ -22,6 +24,9 @@ class Scorer:
 
     splits: SampleSplits
     metric: Metric
+    allowed: QualityFloor
+    floor: float = math.nan
+    """The score that a variant has to keep, from what is allowed and the score of the source."""
     reference: tuple[Answers, Answers] | None = None
 
     def score(self, entry: Entry) -> None:
@@ -29,6 +34,8 @@ class Scorer:
         answers = answer(entry.variant, self.splits.validation), answer(entry.variant, self.splits.test)
         self.reference = self.reference or answers
         entry.validation = score_answers(self.metric, answers[0], self.reference[0], self.splits.validation)
+        if math.isnan(self.floor):
+            self.floor = self.allowed.limit(entry.validation.value, higher_is_better=self.metric.higher_is_better)
         entry.test = score_answers(self.metric, answers[1], self.reference[1], self.splits.test)
         entry.error = score_error(answers[0], self.reference[0], self.splits.validation)
 
@@ -38,9 +45,13 @@ class Scorer:
         answers = answer(variant, self.splits.validation)
         return score_answers(self.metric, answers, self.reference[0], self.splits.validation).value
 
-    def is_within(self, score: float, floor: float) -> bool:
+    def holds(self, score: float) -> bool:
         """Tell whether a score keeps the floor."""
-        return score >= floor if self.metric.higher_is_better else score <= floor
+        return score >= self.floor if self.metric.higher_is_better else score <= self.floor
+
+    def held(self, entries: Iterable[Entry]) -> list[Entry]:
+        """Return those of the candidates that keep the floor."""
+        return [entry for entry in entries if entry.validation is not None and self.holds(entry.validation.value)]
 
 
 def score_all(entries: Sequence[Entry], scorer: Scorer, progress: Progress, *, needed: frozenset[str]) -> None:

@@ -14,7 +14,6 @@ from forwardpass.optimize.making import attempt
 from forwardpass.optimize.mapped import build_mapped_form, mapped_forms
 from forwardpass.optimize.scoring import Scorer, score_one
 from forwardpass.optimize.values import Target
-from forwardpass.optimize.verdicts import floor_score
 
 __all__ = ["make_sooner"]
 
@@ -33,7 +32,7 @@ def make_sooner(
     if search.settings.target is not Target.COLD_START:
         return []
     found = []
-    for base in _bases(workshop, search, entries, scorer):
+    for base in _bases(workshop, entries, scorer):
         for form in mapped_forms(pin_processor=search.settings.pin_processor):
             name = f"{base.variant.name}-{form.suffix}"
             if not search.has_time():
@@ -48,17 +47,14 @@ def make_sooner(
     return found
 
 
-def _bases(workshop: Workshop, search: Search, entries: Sequence[Entry], scorer: Scorer) -> list[Entry]:
-    floor = floor_score(entries[0], scorer.metric, search.settings)
+def _bases(workshop: Workshop, entries: Sequence[Entry], scorer: Scorer) -> list[Entry]:
     own = [entry for entry in entries if entry.variant.name == workshop.baseline.name]
     others = [
         entry
-        for entry in entries
+        for entry in scorer.held(entries)
         if entry not in own
         and entry.variant.format is Format.ONNX
         and entry.variant.precision is not Precision.FP16_STORAGE  # mapped weights are those that are computed with
-        and entry.validation is not None
-        and scorer.is_within(entry.validation.value, floor)
     ]
     others.sort(key=lambda entry: Path(entry.variant.location).stat().st_size)
     return [*own, *others[:NUM_SMALLEST]]

@@ -76,6 +76,9 @@ class OptimizeSettings:
     """Whether a variant for `COLD_START` may be laid out for this kind of processor, to be refused by all others."""
     budget_s: float | None = None
     """The search ends within this time with the best that it has found; None: it takes what it takes."""
+    is_brief: bool = False
+    """Whether variants are left out that would not win by the measured gains of their nodes, and only those that are
+    fastest at a glance are measured in full. Where time is not what counts, everything is made and measured."""
     max_calibration_samples: int = 256
     """Ranges hardly move after a few hundred samples, and every one of them is run twice."""
 

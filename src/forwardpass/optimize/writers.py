@@ -117,10 +117,12 @@ def plan_static(
     *,
     nodes: Set[str] | None = None,
     operators: tuple[str, ...] = QUANTISED_OPERATORS,
+    known: dict[str, TensorHistogram] | None = None,
 ) -> StaticPlan:
     """Choose the nodes and run the samples, one at a time and twice, to see the ranges of their activations.
 
-    `nodes` names the nodes; without it, they are all but depthwise convolutions, which are slower as a rule.
+    `nodes` names the nodes; without it, they are all but depthwise convolutions, which are slower as a rule. Tensors
+    that are `known` from the same file and samples are not looked at again, and what was seen is added to them.
 
     Raises:
         NothingToQuantise: no matrix product or convolution has constant weights.
@@ -133,6 +135,18 @@ def plan_static(
         else [node for node in model.graph.node if node.name in nodes]
     )
     names = sorted({name for node in chosen for name in _ends(node)} - constants)
+    seen = {} if known is None else known
+    new = [name for name in names if name not in seen]
+    if new:
+        seen |= _histograms(model, new, samples)
+    return StaticPlan(
+        nodes=tuple(node.name for node in chosen),
+        histograms={name: seen[name] for name in names},
+        operators=operators,
+    )
+
+
+def _histograms(model: onnx.ModelProto, names: Sequence[str], samples: Samples) -> dict[str, TensorHistogram]:
     runtime = exposing(model, names)
 
     # Groups are ordered by shape; to see ranges settle, every prefix has to look like the whole.
@@ -144,7 +158,7 @@ def plan_static(
             answers = runtime.run(group.inputs)
             yield {name: answers.get(name, group.inputs.get(name, _EMPTY)) for name in names}
 
-    return StaticPlan(nodes=tuple(node.name for node in chosen), histograms=calibrate(calls), operators=operators)
+    return calibrate(calls)
 
 
 def write_static(

@@ -1,0 +1,125 @@
+"""What the gains of single nodes foretell of whole variants, so that a brief search makes only what may win."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from forwardpass.core.measurement import Measurement
+from forwardpass.errors import NothingToQuantise
+from forwardpass.optimize.candidates import MIXED, WHOLE, completed, not_slower
+from forwardpass.optimize.gains import (
+    Neighbours,
+    NodeGain,
+    contextual_saving,
+    find_links,
+    gaining_nodes,
+    slower_dynamic,
+    slower_static,
+)
+from forwardpass.optimize.library import onnx
+from forwardpass.optimize.naming import load_named
+from forwardpass.optimize.weighting import WEIGHTS
+from forwardpass.optimize.weights import FORMS
+from forwardpass.optimize.writers import MATRIX_OPERATORS, QUANTISED_OPERATORS, whole_nodes
+
+__all__ = ["Forecast", "forecast_savings"]
+
+AS_IN_FLOAT = ("onnx-graph", "fp16-storage")
+"""What computes as the float model does; ONNX Runtime optimises the graph whenever it loads one."""
+TWINS = {"int8-static-smooth": "int8-static", "int8-dynamic-smooth": "int8-dynamic"}
+"""What is as fast as another variant and only nearer to the source."""
+ALWAYS_COMPARED = frozenset({WHOLE, "int8-static"})
+"""Which of the two is faster depends on what stands between the nodes, and only whole files show that."""
+LEAST_SHARE = 0.9
+"""Of the greatest saving among what keeps the floor: what is foretold to save less is not made."""
+LEAST_SHARE_OF_LATE = 1.05
+LATE = dict.fromkeys((MIXED, *(name for name, _ in WEIGHTS.values())), "; it would take a search of its own")
+"""What is made only to be faster by more than this, and why."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Forecast:
+    """Seconds of a call in one thread that variants save by the sums of their nodes, by name; negative for a loss."""
+
+    saved_s: Mapping[str, float]
+
+    def needless(self, name: str, held: Collection[str]) -> str:
+        """Return why a variant would not win against those that keep the floor; empty if it may, or nothing is known.
+
+        >>> forecast = Forecast(saved_s={"int8-static": 2e-3, "int8-dynamic": 1e-3, "int4-weights": -1e-3})
+        >>> forecast.needless("int8-dynamic", held=["int8-static"])
+        'its nodes save 1 ms of a call, those of int8-static, which keeps the floor, 2 ms'
+        >>> forecast.needless("int8-dynamic", held=[])
+        ''
+        """
+        saved_s = self.saved_s.get(name)
+        if saved_s is None:
+            return ""
+        if name in AS_IN_FLOAT:
+            return "it computes as the float model does"
+        if saved_s <= 0:
+            return "its nodes are no faster than in float"
+        if TWINS.get(name) in held:
+            return f"{TWINS[name]}, which is as fast, keeps the floor"
+        best = max((it for it in held if it in self.saved_s), key=lambda it: self.saved_s[it], default=None)
+        least = LEAST_SHARE_OF_LATE if name in LATE else LEAST_SHARE
+        if best is None or name in ALWAYS_COMPARED or saved_s >= least * self.saved_s[best]:
+            return ""
+        return (
+            f"its nodes save {1e3 * saved_s:.2g} ms of a call, those of {best}, which keeps the floor, "
+            f"{1e3 * self.saved_s[best]:.2g} ms{LATE.get(name, '')}"
+        )
+
+
+def forecast_savings(source: Path, gains: Mapping[str, NodeGain]) -> Forecast | None:
+    """Return what every variant of the float file saves by the gains of its nodes; None if no node was measured."""
+    if not any(gain.float_s for gain in gains.values()):
+        return None
+    model = load_named(source)
+    saved_s = dict.fromkeys(AS_IN_FLOAT, 0.0)
+    saved_s |= {MIXED: _mixed_s(model, gains)} | {name: _weights_s(gains, bits) for bits, (name, _) in WEIGHTS.items()}
+    with suppress(NothingToQuantise):
+        saved_s[WHOLE] = _whole_s(model, gains)
+    with suppress(NothingToQuantise):
+        saved_s["int8-static"] = _static_s(source, model, gains)
+    with suppress(NothingToQuantise):
+        saved_s["int8-dynamic"] = _dynamic_s(source, gains)
+    saved_s |= {twin: saved_s[name] for twin, name in TWINS.items() if name in saved_s}
+    return Forecast(saved_s=saved_s)
+
+
+def _whole_s(model: onnx.ModelProto, gains: Mapping[str, NodeGain]) -> float:
+    found = [gains[node.name] for node in whole_nodes(model) if node.name in gains]
+    return sum(_saved_s(gain, gain.inside or gain.static) for gain in found)
+
+
+def _static_s(source: Path, model: onnx.ModelProto, gains: Mapping[str, NodeGain]) -> float:
+    names = frozenset(not_slower(source, QUANTISED_OPERATORS, slower_static(gains)))
+    return _in_company_s(model, gains, names)
+
+
+def _dynamic_s(source: Path, gains: Mapping[str, NodeGain]) -> float:
+    names = not_slower(source, MATRIX_OPERATORS, slower_dynamic(gains))
+    return sum(_saved_s(gains[name], gains[name].dynamic) for name in names if name in gains)
+
+
+def _mixed_s(model: onnx.ModelProto, gains: Mapping[str, NodeGain]) -> float:
+    links = find_links(model)
+    return _in_company_s(model, gains, completed(model, gaining_nodes(gains, links, frozenset(gains))))
+
+
+def _weights_s(gains: Mapping[str, NodeGain], bits: int) -> float:
+    forms = [str(form) for form in FORMS[bits]]
+    return sum(max((_saved_s(gain, gain.blocks.get(form)) for form in forms), default=0.0) for gain in gains.values())
+
+
+def _in_company_s(model: onnx.ModelProto, gains: Mapping[str, NodeGain], names: frozenset[str]) -> float:
+    links = find_links(model)
+    return sum(contextual_saving(gains[it], links.get(it, Neighbours()), names) for it in names if it in gains)
+
+
+def _saved_s(gain: NodeGain, times: Measurement | None) -> float:
+    return gain.float_s.value * (1 - 1 / times.value) if gain.float_s is not None and times is not None else 0.0
