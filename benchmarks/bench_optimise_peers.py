@@ -61,7 +61,7 @@ class Plan:
     limit_s: float = 120.0
     """For a search that takes a limit (Olive's)."""
     profile: ProfileSettings = field(default_factory=ProfileSettings.quick)
-    """Of forwardpass's own search: what `forwardpass optimize --quick` measures."""
+    """Of forwardpass's own search: what `forwardpass optimize --quick` does."""
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -108,7 +108,9 @@ def search_ours(prepared: Prepared, plan: Plan, folder: Path) -> Entry:
         data=str(prepared.data),
         out=folder / "ours",
         metric=prepared.model.metric,
-        settings=OptimizeSettings(floor=QualityFloor(max_drop=MAX_DROP, is_relative=True), profile=plan.profile),
+        settings=OptimizeSettings(
+            floor=QualityFloor(max_drop=MAX_DROP, is_relative=True), profile=plan.profile, is_brief=True
+        ),
         progress=show,
     )
     chosen = result.find(result.chosen).variant

@@ -18,7 +18,7 @@ from forwardpass.core.samples import SampleGroup, Samples, SampleSplits, split_s
 from forwardpass.core.slo import QualityFloor
 from forwardpass.core.variants import Format, Precision, Variant
 from forwardpass.errors import InvalidOption
-from forwardpass.optimize import Optimization, OptimizeSettings, Target, comparing, finalists, making, optimize_model
+from forwardpass.optimize import Optimization, OptimizeSettings, Target, brevity, comparing, making, optimize_model
 from forwardpass.optimize.candidates import MIXED, WHOLE, Blueprint, Workshop, build
 from forwardpass.optimize.forecast import Forecast
 from forwardpass.optimize.gains import measure_gains
@@ -148,17 +148,18 @@ def test_a_brief_search_makes_what_promises_and_measures_what_is_fastest_at_a_gl
     saved_s["int8-dynamic-smooth"] = saved_s["int8-dynamic"]
     forecast = Forecast(saved_s={**saved_s, "onnx-graph": 0.0, "fp16-storage": 0.0, "int4-weights": -1.0})
     monkeypatch.setattr(making, "forecast_savings", lambda *_: forecast)
-    monkeypatch.setattr(finalists, "glance_at_files", seconds_of(int8_static=2e-4, int8_static_whole=3e-4))
+    monkeypatch.setattr(brevity, "glance_at_files", seconds_of(int8_static=2e-4, int8_static_whole=3e-4))
     result = search(model, tmp_path / "work", BRIEF)
     assert [it.variant.name for it in result.candidates if it.profile is not None] == ["onnx-fp32", "int8-static"]
     assert {line.split(": ")[0]: line.split(": ")[1] for line in result.left_out} == {
         "onnx-graph was not made": "it computes as the float model does",
         "fp16-storage was not made": "it computes as the float model does",
         "int8-dynamic was not made": "its nodes save 0.1 ms of a call, those of int8-static, which keeps the floor, "
-        "0.8 ms",
+        "0.8 ms; requests could not share a batch",
         "int8-dynamic-smooth was not made": "its nodes save 0.1 ms of a call, those of int8-static, which keeps the "
-        "floor, 0.8 ms",
-        "int8-static-smooth was not made": "int8-static, which is as fast, keeps the floor",
+        "floor, 0.8 ms; requests could not share a batch",
+        "int8-static-smooth was not made": "int8-static, which is as fast, keeps the floor with half of what may "
+        "be lost to spare",
         "int8-mixed was not made": "its nodes save 0.81 ms of a call, those of int8-static, which keeps the floor, "
         "0.8 ms; it would take a search of its own",
         "int4-weights was not made": "its nodes are no faster than in float",
@@ -172,7 +173,7 @@ def test_a_brief_search_makes_everything_when_what_promised_most_is_not_faster(
 ) -> None:
     forecast = Forecast(saved_s={"int8-static": 1.0, WHOLE: 1.0, "int8-dynamic": 0.1, "onnx-graph": 0.0})
     monkeypatch.setattr(making, "forecast_savings", lambda *_: forecast)
-    monkeypatch.setattr(finalists, "glance_at_files", seconds_of())
+    monkeypatch.setattr(brevity, "glance_at_files", seconds_of())
     result = search(model, tmp_path / "work", BRIEF)
     assert not result.left_out
     names = {it.variant.name for it in result.candidates}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -84,10 +84,6 @@ class Search:
         if self.budget.left_s - self.slowness * making_s - self.scoring_s < reserved_s:
             return False
         return self.budget.has_time(SHARE_OF_BUDGET_FOR_SEARCH) or self.num_to_measure < least
-
-    def needless(self, name: str, held: Iterable[Entry]) -> str:
-        """Return why a brief search does without a variant, beside these that keep the floor; empty if it may win."""
-        return self.forecast.needless(name, [entry.variant.name for entry in held]) if self.forecast else ""
 
     @contextmanager
     def learning(self, making_s: float) -> Iterator[None]:

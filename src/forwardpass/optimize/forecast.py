@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,9 +35,14 @@ ALWAYS_COMPARED = frozenset({WHOLE, "int8-static"})
 """Which of the two is faster depends on what stands between the nodes, and only whole files show that."""
 LEAST_SHARE = 0.9
 """Of the greatest saving among what keeps the floor: what is foretold to save less is not made."""
-LEAST_SHARE_OF_LATE = 1.05
-LATE = dict.fromkeys((MIXED, *(name for name, _ in WEIGHTS.values())), "; it would take a search of its own")
-"""What is made only to be faster by more than this, and why."""
+LEAST_SHARE_OF_UNHANDY = 1.05
+UNHANDY = {
+    **dict.fromkeys((MIXED, *(name for name, _ in WEIGHTS.values())), "it would take a search of its own"),
+    **dict.fromkeys(("int8-dynamic", "int8-dynamic-smooth"), "requests could not share a batch"),
+}
+"""What is made only to save more than this share, and why."""
+ENOUGH_TO_SPARE = 0.5
+"""Of what may be lost: what keeps the floor so easily needs no twin that is nearer to the source."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,13 +51,15 @@ class Forecast:
 
     saved_s: Mapping[str, float]
 
-    def needless(self, name: str, held: Collection[str]) -> str:
+    def needless(self, name: str, held: Mapping[str, float]) -> str:
         """Return why a variant would not win against those that keep the floor; empty if it may, or nothing is known.
 
-        >>> forecast = Forecast(saved_s={"int8-static": 2e-3, "int8-dynamic": 1e-3, "int4-weights": -1e-3})
-        >>> forecast.needless("int8-dynamic", held=["int8-static"])
-        'its nodes save 1 ms of a call, those of int8-static, which keeps the floor, 2 ms'
-        >>> forecast.needless("int8-dynamic", held=[])
+        `held` has the share of what may be lost that each of them has to spare.
+
+        >>> forecast = Forecast(saved_s={"int8-static-whole": 2e-3, "int8-static-smooth": 1e-3})
+        >>> forecast.needless("int8-static-smooth", held={"int8-static-whole": 0.1})
+        'its nodes save 1 ms of a call, those of int8-static-whole, which keeps the floor, 2 ms'
+        >>> forecast.needless("int8-static-smooth", held={})
         ''
         """
         saved_s = self.saved_s.get(name)
@@ -62,15 +69,15 @@ class Forecast:
             return "it computes as the float model does"
         if saved_s <= 0:
             return "its nodes are no faster than in float"
-        if TWINS.get(name) in held:
-            return f"{TWINS[name]}, which is as fast, keeps the floor"
+        if held.get(TWINS.get(name, ""), 0.0) >= ENOUGH_TO_SPARE:
+            return f"{TWINS[name]}, which is as fast, keeps the floor with half of what may be lost to spare"
         best = max((it for it in held if it in self.saved_s), key=lambda it: self.saved_s[it], default=None)
-        least = LEAST_SHARE_OF_LATE if name in LATE else LEAST_SHARE
+        least = LEAST_SHARE_OF_UNHANDY if name in UNHANDY else LEAST_SHARE
         if best is None or name in ALWAYS_COMPARED or saved_s >= least * self.saved_s[best]:
             return ""
         return (
             f"its nodes save {1e3 * saved_s:.2g} ms of a call, those of {best}, which keeps the floor, "
-            f"{1e3 * self.saved_s[best]:.2g} ms{LATE.get(name, '')}"
+            f"{1e3 * self.saved_s[best]:.2g} ms{f'; {UNHANDY[name]}' if name in UNHANDY else ''}"
         )
 
 

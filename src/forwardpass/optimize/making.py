@@ -14,9 +14,9 @@ from forwardpass.core.metrics import Metric
 from forwardpass.core.protocols import Progress
 from forwardpass.core.variants import Format, Precision, Variant
 from forwardpass.errors import ForwardpassError, MissingExtra, NothingGained, NothingToQuantise, StorageFailed
+from forwardpass.optimize.brevity import is_any_faster, needless_beside
 from forwardpass.optimize.candidates import MIXED, WHOLE, Blueprint, Workshop, blueprints, build, folded, not_slower
 from forwardpass.optimize.entries import SHARE_OF_MAKING, SHARE_OF_SCORING, Entry, Search, as_sentence
-from forwardpass.optimize.finalists import is_any_faster
 from forwardpass.optimize.forecast import forecast_savings
 from forwardpass.optimize.gains import describe_node, measure_gains, slower_dynamic, slower_static
 from forwardpass.optimize.mixing import MixedWork, build_mixed, layers_of
@@ -75,7 +75,7 @@ def make_all(
 
     def make(wanted: Sequence[Blueprint]) -> None:
         for blueprint in wanted:
-            reason = search.needless(blueprint.name, scorer.held(found.values()))
+            reason = needless_beside(found.values(), blueprint.name, search, scorer)
             if reason:
                 needless[blueprint.name] = reason
                 continue
@@ -180,7 +180,7 @@ def make_mixed(
     ]
     if not static:
         return []
-    reason = search.needless(MIXED, scorer.held(entries))
+    reason = needless_beside(entries, MIXED, search, scorer)
     if reason:
         search.left_out.append(f"{MIXED} was not made: {reason}")
         search.layers = _layers_of_static(workshop, _mixed_work(workshop, search, static, scorer, key=""))
@@ -295,7 +295,7 @@ def make_weights(
     )
     entries = []
     for bits, (name, precision) in WEIGHTS.items():
-        reason = search.needless(name, scorer.held(others))
+        reason = needless_beside(others, name, search, scorer)
         if reason:
             search.left_out.append(f"{name} was not made: {reason}")
             continue

@@ -13,11 +13,11 @@ from forwardpass.core.samples import Samples, SampleSplits, fingerprint_samples
 from forwardpass.core.variants import Format, Variant
 from forwardpass.core.version import VERSION
 from forwardpass.errors import InvalidModel, InvalidOption
+from forwardpass.optimize.brevity import choose_finalists
 from forwardpass.optimize.budget import Budget, Pace
 from forwardpass.optimize.candidates import Workshop
 from forwardpass.optimize.comparing import profile_all
 from forwardpass.optimize.entries import Entry, Search
-from forwardpass.optimize.finalists import choose_finalists
 from forwardpass.optimize.making import (
     make_all,
     make_int8_of,

@@ -25,8 +25,8 @@ class Scorer:
     splits: SampleSplits
     metric: Metric
     allowed: QualityFloor
-    floor: float = math.nan
-    """The score that a variant has to keep, from what is allowed and the score of the source."""
+    own: float = math.nan
+    """The score of the source on the validation split."""
     reference: tuple[Answers, Answers] | None = None
 
     def score(self, entry: Entry) -> None:
@@ -34,8 +34,8 @@ class Scorer:
         answers = answer(entry.variant, self.splits.validation), answer(entry.variant, self.splits.test)
         self.reference = self.reference or answers
         entry.validation = score_answers(self.metric, answers[0], self.reference[0], self.splits.validation)
-        if math.isnan(self.floor):
-            self.floor = self.allowed.limit(entry.validation.value, higher_is_better=self.metric.higher_is_better)
+        if math.isnan(self.own):
+            self.own = entry.validation.value
         entry.test = score_answers(self.metric, answers[1], self.reference[1], self.splits.test)
         entry.error = score_error(answers[0], self.reference[0], self.splits.validation)
 
@@ -44,6 +44,16 @@ class Scorer:
         assert self.reference is not None, "the source is scored before anything is searched for"
         answers = answer(variant, self.splits.validation)
         return score_answers(self.metric, answers, self.reference[0], self.splits.validation).value
+
+    @property
+    def floor(self) -> float:
+        """The score that a variant has to keep, from what is allowed and the score of the source."""
+        return self.allowed.limit(self.own, higher_is_better=self.metric.higher_is_better)
+
+    def to_spare(self, entries: Iterable[Entry]) -> dict[str, float]:
+        """Return the share of what may be lost that is left, by name, to those of the candidates that keep the floor."""
+        left = {it.variant.name: it.validation.value - self.floor for it in self.held(entries) if it.validation}
+        return {name: amount / ((self.own - self.floor) or math.inf) for name, amount in left.items()}
 
     def holds(self, score: float) -> bool:
         """Tell whether a score keeps the floor."""

@@ -1,8 +1,8 @@
-"""Which candidates of a brief search are measured in full: those that may be the fastest that keeps the floor."""
+"""What a brief search makes, and measures in full: what may be the fastest that keeps the floor."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from forwardpass.core.variants import Format, Variant
@@ -11,12 +11,17 @@ from forwardpass.optimize.gains import glance_at_files
 from forwardpass.optimize.results import content_key, hash_file
 from forwardpass.optimize.scoring import Scorer
 
-__all__ = ["choose_finalists", "is_any_faster"]
+__all__ = ["choose_finalists", "is_any_faster", "needless_beside"]
 
 LEAST_GAIN = 1.1
 """At a glance, for a search to stay with what its forecast has it make."""
 TIMES_AS_SLOW = 1.15
 """As the fastest at a glance; what is closer may be the fastest."""
+
+
+def needless_beside(entries: Iterable[Entry], name: str, search: Search, scorer: Scorer) -> str:
+    """Return why a search does without a variant beside these; empty if it may win, or the search is not brief."""
+    return search.forecast.needless(name, scorer.to_spare(entries)) if search.forecast is not None else ""
 
 
 def is_any_faster(entries: Sequence[Entry], baseline: Variant, scorer: Scorer, search: Search) -> bool:
