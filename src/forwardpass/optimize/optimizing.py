@@ -18,18 +18,13 @@ from forwardpass.optimize.budget import Budget, Pace
 from forwardpass.optimize.candidates import Workshop
 from forwardpass.optimize.comparing import profile_all
 from forwardpass.optimize.entries import Entry, Search
-from forwardpass.optimize.making import (
-    make_all,
-    make_int8_of,
-    make_mixed,
-    make_weights,
-    measure_nodes,
-)
+from forwardpass.optimize.making import make_all, measure_nodes
 from forwardpass.optimize.probe import int8_saturates
 from forwardpass.optimize.results import ResultStore, content_key, hash_file
 from forwardpass.optimize.rules import Situation, rules_that_apply
 from forwardpass.optimize.sampling import fit_splits
 from forwardpass.optimize.scoring import Scorer, score_all
+from forwardpass.optimize.selective import make_int8_of, make_mixed, make_weights
 from forwardpass.optimize.sooner import make_sooner
 from forwardpass.optimize.torch_route import make_torch
 from forwardpass.optimize.values import Optimization, OptimizeSettings, Route

@@ -51,7 +51,7 @@ class Scorer:
         return self.allowed.limit(self.own, higher_is_better=self.metric.higher_is_better)
 
     def to_spare(self, entries: Iterable[Entry]) -> dict[str, float]:
-        """Return the share of what may be lost that is left, by name, to those of the candidates that keep the floor."""
+        """Return the share of what may be lost that is left, by name, to the candidates that keep the floor."""
         left = {it.variant.name: it.validation.value - self.floor for it in self.held(entries) if it.validation}
         return {name: amount / ((self.own - self.floor) or math.inf) for name, amount in left.items()}
 
