@@ -11,8 +11,10 @@ import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
+from tests.e2e.serving import eventually
 from tests.models import mlp_calls, write_bundle, write_mlp
 
 pytestmark = pytest.mark.timeout(400)
@@ -40,6 +42,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def forwardpass(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "forwardpass", *words]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=100)
+
+
+def test_only_a_command_that_keeps_its_steps_promises_to_go_on(folder: Path) -> None:
+    """An interrupted profile begins anew."""
+    command = [sys.executable, "-m", "forwardpass", "profile", "mlp.onnx"]
+    with subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        eventually(lambda: bool(psutil.Process(process.pid).children()))
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    assert (process.returncode, out, err) == (130, "", "\nInterrupted.\n")
 
 
 def test_ship_makes_a_bundle_that_can_be_inspected_and_is_not_made_twice(folder: Path) -> None:
@@ -112,7 +124,7 @@ MISTAKES = [
     (("ship", "no.module:build", "--data", "samples.npz", "--out", "o"), 2, "there is no module named 'no'"),
     (("convert", "broken.onnx", "--out", "c.onnx"), 2, "it is not an ONNX file"),
     (("convert", "mlp.onnx", "--out", "missing/deep/c.onnx", "--opset", "1"), 2, "Invalid value for '--opset'"),
-    (("profile", "broken.onnx", "--quick"), 2, "Cannot load the model 'broken.onnx'"),
+    (("profile", "broken.onnx", "--quick"), 2, "Cannot load the model 'broken.onnx': it is not an ONNX file."),
     (("profile", "mlp.onnx", "--threads", "none"), 2, "expected positive numbers such as 1,2,4"),
     (("profile", "mlp.onnx", "--axis", "x"), 2, "such as sequence=32"),
     (("inspect", "nowhere"), 2, "No bundle at 'nowhere'"),
@@ -126,7 +138,15 @@ MISTAKES = [
         2,
         "Cannot load the model 'narrow.onnx': it does not take the inputs that are measured with: Input 'pixels'",
     ),
-    (("profile", "mlp.onnx", "--report", "no/such/page.html"), 3, "the folder 'no/such' does not exist"),
+    (("profile", "mlp.onnx", "--report", "no/such/page.html"), 2, "for --report: expected a file in a folder that"),
+    (("profile", "mlp.onnx", "--axis", "length=3"), 2, "'length' for --axis: expected none: besides the batch"),
+    (("profile", "mlp.onnx", "--data", "samples.npz", "--axis", "n=3"), 2, "'n' for --axis: expected no --data"),
+    (("convert", "mlp.onnx", "--out", "mlp.onnx"), 2, "'mlp.onnx' for --out: expected another file than those"),
+    (("convert", "mlp.onnx", "--data", "samples.npz", "--out", "samples.npz"), 2, "expected another file than those"),
+    ((*OPTIMIZE, "--dynamic", "pixels:1=width"), 2, "'pixels' for --dynamic: expected a PyTorch source"),
+    ((*OPTIMIZE, "--prune", "50%"), 2, "'mlp.onnx' for MODEL: expected a PyTorch source (package.module:factory"),
+    (("serve", "bundle", "--host", "no-such-host.invalid"), 3, "Cannot listen on no-such-host.invalid:8000: "),
+    (("keys", "add", "no/such/keys.json", "--name", "shop"), 2, "for FILE: expected a file in a folder that exists"),
     (
         ("optimize", "mlp.onnx", "--data", "samples.npz", "--out", "mlp.onnx"),
         2,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import signal
 import socket
 import subprocess
@@ -33,7 +34,7 @@ from tests.e2e.serving import eventually, serve_settings, serving
 from tests.models import mlp_calls, write_bundle, write_mlp
 
 STALL_S = 1.0
-INTERRUPTED = "Interrupted. What was finished is kept; run the same command again to go on."
+INTERRUPTED = "Interrupted."
 
 
 @pytest.fixture(scope="module")
@@ -370,6 +371,16 @@ def test_the_capacity_of_a_server_with_one_worker_is_found() -> None:
     assert result.took_s < 40
 
 
+def test_a_budget_without_room_for_a_trial_is_refused_and_no_target_is_called_missed(bundle: Path) -> None:
+    with serving(bundle) as running, pytest.raises(InvalidOption) as caught:
+        forwardpass.find_capacity(f"http://127.0.0.1:{running.port}", Slo(percent=99, limit_s=0.02), budget_s=4)
+    assert re.fullmatch(
+        r"Invalid value '4' for --budget: expected at least \d+ seconds here: that is when a first trial could be "
+        r"over, \d+ of them kept for the loads beyond it \(--no-goodput\)\.",
+        str(caught.value),
+    )
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)])
 def test_the_load_ends_with_the_one_who_asked_for_it(bundle: Path, number: int, code: int) -> None:
     """Whether it is interrupted or killed: no process goes on sending."""
@@ -553,8 +564,8 @@ def test_https_is_spoken_to_those_who_can_be_trusted(bundle: Path, tmp_path: Pat
             "Invalid value '0' for --budget: expected 1 to 86400 seconds.",
         ),
         (
-            ["x", "--html", "none/load.html"],
-            "Invalid value 'none/load.html' for --html: expected a file in a folder that exists.",
+            ["x", "--report", "none/load.html"],
+            "Invalid value 'none/load.html' for --report: expected a file in a folder that exists.",
         ),
         (
             ["x", "--rate", "1", "--connections", "3"],

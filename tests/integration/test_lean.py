@@ -376,7 +376,7 @@ def test_the_same_wishes_make_the_same_files_again(tmp_path: Path) -> None:
 def test_an_onnx_file_is_not_a_network(tmp_path: Path) -> None:
     splits = SampleSplits(calibration=pixels(), validation=pixels(), test=pixels())
     with (
-        pytest.raises(CannotPrune, match=r"finished graph. Name the PyTorch source: package\.module:factory with --w"),
+        pytest.raises(InvalidOption, match=r"expected a PyTorch source \(package\.module:factory .* finished graph\.$"),
         lean_variants(
             tmp_path / "model.onnx",
             splits,

@@ -47,6 +47,8 @@ EXIT_CODES: tuple[tuple[type[BaseException], int], ...] = (
     (ForwardpassError, 1),
 )
 INTERRUPTED = 130
+RESUMED = ("optimize", "ship")
+"""Commands that go on where an interruption ended them."""
 
 
 class _Commands(click.Group):
@@ -106,8 +108,11 @@ def _run(words: Sequence[str]) -> int:
     except click.ClickException as error:
         error.show()
         return error.exit_code
-    except (KeyboardInterrupt, click.Abort):
-        click.echo("\nInterrupted. What was finished is kept; run the same command again to go on.", err=True)
+    except (KeyboardInterrupt, click.Abort) as error:
+        is_kept = any(word in RESUMED for word in words[:1])
+        kept = " What was finished is kept; run the same command again to go on." if is_kept else ""
+        after = "" if isinstance(error, click.Abort) else "\n"  # click has ended the line of the terminal's ^C
+        click.echo(f"{after}Interrupted.{kept}", err=True)
         return INTERRUPTED
     except ForwardpassError as error:
         _report(error.slug, str(error), as_json="--json" in words)

@@ -31,7 +31,7 @@ def command() -> None:
     """
 
 
-@command.command("add")
+@command.command("add", short_help="Print a new key and add its hash to FILE.")
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--name", required=True, help="Who or what the key is for.")
 @click.option(

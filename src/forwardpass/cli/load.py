@@ -14,7 +14,7 @@ from forwardpass.core.checklist import Verdict
 from forwardpass.core.slo import Slo
 from forwardpass.errors import InvalidOption
 from forwardpass.report.format import format_count, format_measurement, format_seconds, format_share
-from forwardpass.report.writing import write_text
+from forwardpass.report.writing import check_writable, write_text
 
 if TYPE_CHECKING:
     from forwardpass.loadtest import CapacityReport, LoadResult, LoadSummary, TargetSettings
@@ -44,7 +44,9 @@ _SCENARIOS = ("single-stream", "server", "offline")
     default=None,
     help="Default: server with --rate or --trace, offline with --connections, else single-stream.",
 )
-@click.option("--connections", type=int, default=None, help="Of the offline scenario: as fast as they can. [32]")
+@click.option(
+    "--connections", type=int, default=None, help="Of the offline scenario: as fast as they can. [default: 32]"
+)
 @click.option("--duration", type=float, default=10.0, show_default=True, help="Seconds that are measured.")
 @click.option("--warm-up", type=float, default=1.0, show_default=True, help="Seconds before, not counted.")
 @click.option("--requests", type=int, default=None, help="At most so many.")
@@ -57,13 +59,22 @@ _SCENARIOS = ("single-stream", "server", "offline")
 @click.option("--rows", type=click.IntRange(1, 100_000), default=1, show_default=True, help="In one request.")
 @click.option("--path", default=None, metavar="/predict", help="Endpoint that is not of the Open Inference Protocol.")
 @click.option("--template", type=click.Path(path_type=Path), metavar="FILE", help="Its JSON body, with placeholders.")
-@click.option("--status", "statuses", default=None, metavar="LIST", help="Statuses of a good answer. [200-299]")
+@click.option(
+    "--status", "statuses", default=None, metavar="LIST", help="Statuses of a good answer. [default: 200-299]"
+)
 @click.option("--header", "headers", multiple=True, metavar="'NAME: VALUE'", help="Sent with every request.")
 @click.option("--key", default=None, envvar="FORWARDPASS_KEY", help="API key, as Authorization: Bearer KEY.")
 @click.option("--deadline", type=float, default=None, metavar="MS", help="Send X-Request-Timeout-Ms.")
 @click.option("--ca", type=click.Path(path_type=Path), metavar="PEM", help="Authorities to trust for HTTPS.")
 @click.option("--seed", type=int, default=20261101, show_default=True, help="Of the arrivals and made-up inputs.")
-@click.option("--html", type=click.Path(path_type=Path), metavar="FILE", help="Also write a page with plots.")
+@click.option(
+    "--report",
+    "--html",
+    "report",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Also write an HTML page with plots.",
+)
 @json_option
 def command(
     url: str,
@@ -83,7 +94,7 @@ def command(
     budget: float,
     goodput: bool,
     seed: int,
-    html: Path | None,
+    report: Path | None,
     as_json: bool,
     model: str | None,
     data: str | None,
@@ -103,7 +114,7 @@ def command(
     \b
     Examples:
       forwardpass load http://127.0.0.1:8000
-      forwardpass load http://127.0.0.1:8000 --rate 200 --slo p99=50ms --html load.html
+      forwardpass load http://127.0.0.1:8000 --rate 200 --slo p99=50ms --report load.html
       forwardpass load http://127.0.0.1:8000 --capacity --slo p99=50ms
       forwardpass load http://127.0.0.1:8080 --path /predict --template body.json --connections 8
     """
@@ -138,8 +149,8 @@ def command(
         **({"max_requests": requests} if requests is not None else {}),
         **({"num_connections": connections} if connections is not None else {}),
     )
-    if html is not None and not html.absolute().parent.is_dir():
-        raise InvalidOption(option="--html", value=str(html), expected="a file in a folder that exists")
+    if report is not None:
+        check_writable(report, option="--report")
     with shown_progress() as progress:
         if capacity:
             assert settings.slo is not None, "checked above"
@@ -148,14 +159,14 @@ def command(
             )
         else:
             result = load_test(target, settings=settings, progress=progress)
-    if html is not None:
+    if report is not None:
         from forwardpass.loadtest.page import render_load_page
 
-        write_text(html, render_load_page(result))
+        write_text(report, render_load_page(result))
     if as_json:
         echo_json({"load": result})
     else:
-        _echo(result, html)
+        _echo(result, report)
     return _TARGET_MISSED if result.is_met is False else 0
 
 
@@ -224,7 +235,7 @@ def _statuses(text: str | None) -> tuple[int, ...]:
 # --- on the terminal -----------------------------------------------------------------------------------------------
 
 
-def _echo(result: LoadResult, html: Path | None) -> None:
+def _echo(result: LoadResult, page: Path | None) -> None:
     click.echo(result.target)
     click.echo(result.load)
     click.echo()
@@ -232,8 +243,8 @@ def _echo(result: LoadResult, html: Path | None) -> None:
         _echo_summary(result.summary, result.slo, result.is_met)
     if result.capacity is not None:
         _echo_capacity(result.capacity, result.slo or "", result.is_met)
-    if html is not None:
-        click.echo(f"\nreport: {html}")
+    if page is not None:
+        click.echo(f"\nreport: {page}")
 
 
 def _echo_summary(summary: LoadSummary, slo: str | None, is_met: bool | None) -> None:

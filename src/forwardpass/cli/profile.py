@@ -94,7 +94,7 @@ def command(
     if audit == "full":
         settings = settings.with_full_audit()
     if report is not None:
-        check_writable(Path(report))
+        check_writable(Path(report), option="--report")
     with shown_progress() as progress:
         result = profile_model(
             model,

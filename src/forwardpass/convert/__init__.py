@@ -1,6 +1,6 @@
 """Source in, verified file out: nothing is called converted before it has answered like its source."""
 
-from forwardpass.convert.converting import PARITY_TOLERANCE, convert_to_onnx
+from forwardpass.convert.converting import PARITY_TOLERANCE, check_axes_can_be_named, convert_to_onnx
 from forwardpass.convert.estimators import plain_estimator
 from forwardpass.convert.forms import TARGETS, convert
 from forwardpass.convert.pickles import plain_weights
@@ -14,6 +14,7 @@ __all__ = [
     "OutputCheck",
     "ParityCheck",
     "TorchSource",
+    "check_axes_can_be_named",
     "convert",
     "convert_to_onnx",
     "plain_estimator",

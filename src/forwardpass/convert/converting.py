@@ -32,6 +32,7 @@ from forwardpass.errors import (
     DataDependentControlFlow,
     ExportFailed,
     InvalidModel,
+    InvalidOption,
     InvalidSamples,
     OpsetUnavailable,
     ParityFailed,
@@ -51,6 +52,7 @@ __all__ = [
     "Job",
     "Locate",
     "Proven",
+    "check_axes_can_be_named",
     "committed",
     "compared",
     "convert_to_onnx",
@@ -117,6 +119,7 @@ def convert_to_onnx(
         UsageError: the source, its weights or the samples cannot be used.
         StorageFailed: `out` cannot be written.
     """
+    check_axes_can_be_named(source, axes or {})
     with committed(out) as partial, source_left_as_found(source):
         job = Job(
             name=source_name(source),
@@ -129,6 +132,20 @@ def convert_to_onnx(
         )
         conversion = prove_onnx(source, job).conversion
     return with_recipe(conversion, out)
+
+
+def check_axes_can_be_named(source: TorchSource | nn.Module | Path, axes: DynamicAxes) -> None:
+    """Refuse names for the axes of a file, which would be passed over.
+
+    Raises:
+        InvalidOption: the source is a file.
+    """
+    if axes and isinstance(source, Path):
+        raise InvalidOption(
+            option="--dynamic",
+            value=next(iter(axes)),
+            expected="a PyTorch source: which axes of an ONNX file are dynamic is written in it",
+        )
 
 
 def prove_onnx(source: TorchSource | nn.Module | Path, job: Job) -> Proven:

@@ -13,14 +13,14 @@ from forwardpass.core.protocols import Progress
 from forwardpass.core.samples import Samples, SampleSplits
 from forwardpass.core.slo import QualityFloor
 from forwardpass.core.variants import Variant
-from forwardpass.errors import CannotPrune, InvalidSamples
+from forwardpass.errors import InvalidOption, InvalidSamples
 from forwardpass.lean.values import LeanSettings
 from forwardpass.samples import load_samples
 
 if TYPE_CHECKING:
     from forwardpass.convert import TorchSource
 
-__all__ = ["lean_variants", "load_lessons"]
+__all__ = ["lean_variants", "load_lessons", "trainable"]
 
 
 def load_lessons(settings: LeanSettings, splits: SampleSplits) -> Samples:
@@ -34,6 +34,22 @@ def load_lessons(settings: LeanSettings, splits: SampleSplits) -> Samples:
     lessons = load_samples(settings.train_data)
     _check_unseen(lessons, splits, settings.train_data)
     return lessons
+
+
+def trainable(source: TorchSource | Path) -> TorchSource:
+    """Return the source if it is a network and no finished graph.
+
+    Raises:
+        InvalidOption: it is a file.
+    """
+    if isinstance(source, Path):
+        raise InvalidOption(
+            option="MODEL",
+            value=str(source),
+            expected="a PyTorch source (package.module:factory with --weights): --prune, --sparsity, --distill and "
+            "--quantise-aware train the network, and an ONNX file holds a finished graph",
+        )
+    return source
 
 
 @contextmanager
@@ -54,23 +70,17 @@ def lean_variants(
     """Make what is asked for; the checkpoints of its trainings are removed when the block has come to its end.
 
     Raises:
-        CannotPrune: the source is an ONNX file, which holds a graph and not the network.
+        InvalidOption: the source is an ONNX file, which holds a graph and not the network.
     """
     if settings.is_empty:
         yield ()
         return
-    if isinstance(source, Path):
-        raise CannotPrune(
-            model=str(source),
-            reason="--prune, --sparsity, --distill and --quantise-aware train the network, and an ONNX file holds a "
-            "finished graph",
-            hint="Name the PyTorch source: package.module:factory with --weights.",
-        )
+    teacher = trainable(source)
     from forwardpass.lean.variants import LeanWork, make_lean_variants
     from forwardpass.runtimes.torch import load_module
 
     work = LeanWork(
-        teacher=load_module(source.reference, weights=source.weights),
+        teacher=load_module(teacher.reference, weights=teacher.weights),
         splits=splits,
         lessons=lessons,
         metric=metric,

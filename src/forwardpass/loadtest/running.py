@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -12,7 +13,7 @@ from forwardpass.core.measurement import Machine
 from forwardpass.core.protocols import Progress
 from forwardpass.core.samples import Samples
 from forwardpass.core.slo import Slo
-from forwardpass.errors import SourceNotFound
+from forwardpass.errors import InvalidOption, SourceNotFound
 from forwardpass.loadtest.generator import Generator
 from forwardpass.loadtest.messages import Ran
 from forwardpass.loadtest.results import CapacityReport, GoodputPoint, LoadResult, Recovery
@@ -103,7 +104,7 @@ def find_capacity(
         ServerUnreachable: the server is not there.
         ServerFailed: it does not answer a request as expected.
         ChildFailed: the generator's process ended.
-        InvalidOption: the budget is no time at all.
+        InvalidOption: the budget leaves no time for a single trial.
     """
     check_bounds("--budget", budget_s, 1.0, MAX_BUDGET_S, "seconds")
     begun_s = time.monotonic()
@@ -183,7 +184,10 @@ class _Hunt:
     def _search(self, search: CapacitySearch, at_capacity: dict[float, LoadSummary], reserved_s: float) -> None:
         while (rate_per_s := search.next_rate()) is not None:
             duration_s = trial_duration_s(rate_per_s, self._slo.limit_s, is_repetition=search.was_tried(rate_per_s))
-            if time.monotonic() + duration_s + self._settings.timeout_s / 2 > self._due_s - reserved_s:
+            end_s = time.monotonic() + duration_s + self._settings.timeout_s / 2 + reserved_s
+            if end_s > self._due_s:
+                if not search.capacity().trials:
+                    raise self._no_time_for_a_trial(end_s, reserved_s)
                 self._notes.append("The budget ended the search; a larger --budget narrows the interval.")
                 return
             self._show(f"trying {rate_per_s:.3g}/s")
@@ -202,6 +206,16 @@ class _Hunt:
         edge = search.capacity()
         if edge.is_lower_bound:
             self._notes.append("The generator, or its largest rate, was the limit; the server may hold more.")
+
+    def _no_time_for_a_trial(self, end_s: float, reserved_s: float) -> InvalidOption:
+        """Say what a first trial would take: without one, whether the target is held was not looked at."""
+        least_s = math.ceil(end_s - self._begun_s) + 1
+        beyond = f", {reserved_s:.0f} of them kept for the loads beyond it (--no-goodput)" if reserved_s else ""
+        return InvalidOption(
+            option="--budget",
+            value=f"{self._due_s - self._begun_s:.0f}",
+            expected=f"at least {least_s} seconds here: that is when a first trial could be over{beyond}",
+        )
 
     def _beyond(self, capacity_per_s: float) -> tuple[Sequence[GoodputPoint], Recovery | None]:
         """Offer less and more than the capacity; after the last and greatest overload, watch the recovery."""

@@ -5,22 +5,23 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from forwardpass.errors import StorageFailed
+from forwardpass.errors import InvalidOption, StorageFailed
 
 __all__ = ["check_writable", "write_text"]
 
 
-def check_writable(path: Path) -> None:
+def check_writable(path: Path, *, option: str) -> None:
     """Check before long work that its result will find a place.
 
     Raises:
-        StorageFailed: the folder does not exist, may not be written to, or there is a folder of this name.
+        InvalidOption: the folder does not exist, or there is a folder of this name.
+        StorageFailed: the folder may not be written to.
     """
-    folder = path.parent
+    folder = path.absolute().parent
     if not folder.is_dir():
-        raise StorageFailed(path=str(path), reason=f"the folder '{folder}' does not exist")
+        raise InvalidOption(option=option, value=str(path), expected="a file in a folder that exists")
     if path.is_dir():
-        raise StorageFailed(path=str(path), reason="it is a folder")
+        raise InvalidOption(option=option, value=str(path), expected="a file, and this is a folder")
     if not os.access(folder, os.W_OK):
         raise StorageFailed(path=str(path), reason=f"the folder '{folder}' may not be written to")
 

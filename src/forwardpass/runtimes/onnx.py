@@ -228,6 +228,8 @@ _SAME_NAME = re.compile(r"two nodes with same node name \((.*)\)")
 def _first_line(error: Exception) -> str:
     """Return what ONNX Runtime says, without its codes and the path, which the sentence around it has."""
     told = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    if "Protobuf parsing failed" in told:
+        return "it is not an ONNX file"
     if same := _SAME_NAME.search(told):
         return (
             f"several of its nodes have the name '{same[1]}'. Give each a name of its own, or none, such as with "

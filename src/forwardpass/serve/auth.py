@@ -17,6 +17,7 @@ from pathlib import Path
 import msgspec
 
 from forwardpass.errors import Forbidden, InvalidKeyFile, RateLimited, Unauthorized
+from forwardpass.report.writing import check_writable
 
 __all__ = ["Gate", "KeyRecord", "KeyRing", "OpenGate", "Scope", "new_key", "read_keys", "write_keys"]
 
@@ -199,7 +200,13 @@ def read_keys(path: Path) -> tuple[KeyRecord, ...]:
 
 
 def write_keys(path: Path, keys: tuple[KeyRecord, ...]) -> None:
-    """Write a file of keys that only its owner may read, whole or not at all."""
+    """Write a file of keys that only its owner may read, whole or not at all.
+
+    Raises:
+        InvalidOption: the folder does not exist.
+        StorageFailed: it may not be written to.
+    """
+    check_writable(path, option="FILE")
     text = msgspec.json.format(msgspec.json.encode(_KeyFile(keys=keys)), indent=2) + b"\n"
     partial = path.with_name(f".{path.name}.partial")
     partial.touch(mode=0o600)

@@ -10,6 +10,7 @@ import logging
 import math
 import os
 import signal
+import socket
 import ssl
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
@@ -226,8 +227,9 @@ class Server:
         try:
             yield
         except OSError as error:
-            reason = os.strerror(error.errno).lower() if error.errno else str(error)
-            raise AddressInUse(address=f"{self._settings.host}:{self._settings.port}", reason=reason) from error
+            is_name = isinstance(error, socket.gaierror)  # its numbers are not those of the system
+            reason = (error.strerror if is_name or not error.errno else os.strerror(error.errno)) or str(error)
+            raise AddressInUse(address=f"{self._settings.host}:{self._settings.port}", reason=reason.lower()) from error
 
 
 def serve(

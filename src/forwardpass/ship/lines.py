@@ -14,7 +14,10 @@ from forwardpass.profile import InvarianceVerdict, VariantProfile
 from forwardpass.profile.gaps import join_sizes
 from forwardpass.report.format import format_bytes, format_measurement, format_ratio, format_seconds
 
-__all__ = ["checklist"]
+__all__ = ["checklist", "quality_lines"]
+
+_WITHIN = "; its interval reaches the limit, which was set on the validation samples"
+"""Why a score below the limit keeps it: the test split is another draw of samples."""
 
 
 def checklist(
@@ -28,7 +31,7 @@ def checklist(
         *_profile_lines("profile", "source", source),
         _parity_line(conversion),
         _choice_line(chosen, optimization),
-        *_quality_lines(chosen, optimization),
+        *quality_lines(chosen, optimization),
         *_profile_lines("result", chosen.variant.name, chosen),
         *_slo_lines(chosen, settings),
         _same_answer_line(chosen),
@@ -89,20 +92,23 @@ def _choice_line(chosen: Candidate, optimization: Optimization) -> CheckLine:
     )
 
 
-def _quality_lines(chosen: Candidate, optimization: Optimization) -> Iterator[CheckLine]:
+def quality_lines(chosen: Candidate, optimization: Optimization) -> Iterator[CheckLine]:
     """Quote the test split; the limit is the floor that was set on validation."""
     assert chosen.test is not None, "what is chosen was scored"
     assert chosen.validation is not None, "what is chosen was scored"
     sign = 1 if optimization.higher_is_better else -1
     for split, score in (("validation", chosen.validation), ("test", chosen.test)):
         is_met = sign * _kindest(score, optimization, split) >= sign * optimization.floor_score
+        is_by_interval = is_met and sign * score.value < sign * optimization.floor_score
         yield CheckLine(
             step="optimise",
             what=f"{optimization.metric} on {split}",
             number=_score(score),
             limit=f"{optimization.floor_score:.4g}",
             verdict=Verdict.MET if is_met else Verdict.MISSED,
-            note=_difference(chosen) if split == "test" else "the split that the search may see",
+            note=f"{_difference(chosen)}{_WITHIN if is_by_interval else ''}"
+            if split == "test"
+            else "the split that the search may see",
         )
 
 

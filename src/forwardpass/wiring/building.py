@@ -22,6 +22,7 @@ from forwardpass.report.writing import write_text
 from forwardpass.samples import load_splits
 from forwardpass.wiring.inputs import (
     calls_for,
+    check_fits,
     checked_name,
     conversion_source,
     no_progress,
@@ -139,6 +140,7 @@ def convert_model(
         plain_model(str(model), samples, trust_pickle=trust_pickle, progress=progress) as given,
     ):
         source = conversion_source(given.path, plain)
+        _check_spares_inputs(Path(out), (str(model), data or "", weights))
         conversion = convert(
             source,
             samples,
@@ -152,6 +154,13 @@ def convert_model(
             progress=progress,
         )
         return conversion.after(given)
+
+
+def _check_spares_inputs(out: Path, inputs: Sequence[str]) -> None:
+    """Refuse to overwrite what the conversion reads: its source would be gone."""
+    for given in inputs:
+        if given and out.exists() and Path(given).exists() and out.samefile(given):
+            raise InvalidOption(option="--out", value=str(out), expected="another file than those that are read")
 
 
 def _target(to: str) -> Format:
@@ -217,6 +226,8 @@ def optimize_model(
     chosen_metric = resolve_metric(metric, splits, higher_is_better=higher_is_better)
     chosen_settings, wishes = settings or OptimizeSettings(), lean or LeanSettings()
     lessons = load_lessons(wishes, splits)
+    named = conversion_source(str(model), weights)
+    check_fits(named, wishes, axes or {})
     folder = _made_folder(Path(out))
     with (
         plain_weights(weights, trust_pickle=trust_pickle) as plain,
@@ -257,7 +268,7 @@ def optimize_model(
             found,
             provenance=provenance_of(
                 str(model),
-                source_sha256=source_key(conversion_source(str(model), weights)),
+                source_sha256=source_key(named),
                 is_torch=not isinstance(source, Path),
                 splits=splits,
                 command=command,
@@ -347,7 +358,9 @@ def ship_model(
     wishes = lean or LeanSettings()
     student = wishes.student
     load_lessons(wishes, splits)  # what is wrong with them is told before the conversion
-    key = source_key(conversion_source(str(model), weights))
+    named = conversion_source(str(model), weights)
+    check_fits(named, wishes, axes or {})
+    key = source_key(named)
     with (
         plain_weights(weights, trust_pickle=trust_pickle) as plain,
         plain_model(str(model), splits.calibration, trust_pickle=trust_pickle, progress=progress) as given,

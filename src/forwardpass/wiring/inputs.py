@@ -15,6 +15,7 @@ from forwardpass.core.calls import CallSets, calls_from_samples, random_calls
 from forwardpass.core.metrics import METRICS, Metric, user_metric
 from forwardpass.core.references import is_reference, resolve_reference
 from forwardpass.core.samples import SampleSplits
+from forwardpass.core.tensors import BATCH_AXIS, Signature
 from forwardpass.core.variants import Format, Precision, Variant
 from forwardpass.errors import InvalidMetric, InvalidOption, InvalidSamples, SourceNotFound
 from forwardpass.runtimes import RuntimeOptions, format_of, is_saved_model, is_torch_path, open_runtime
@@ -22,10 +23,12 @@ from forwardpass.samples import load_splits
 
 if TYPE_CHECKING:
     from forwardpass.convert import TorchSource
+    from forwardpass.lean import LeanSettings
 
 __all__ = [
     "bundled_variants",
     "calls_for",
+    "check_fits",
     "checked_name",
     "conversion_source",
     "no_progress",
@@ -93,8 +96,11 @@ def calls_for(
 
     Raises:
         InvalidSamples: a PyTorch source is to be measured without samples.
+        InvalidOption: a size is given for an axis that is not there, or that the samples size already.
     """
     if data is not None:
+        if axis_sizes:
+            raise InvalidOption(option="--axis", value=next(iter(axis_sizes)), expected="no --data: samples have sizes")
         splits = load_splits(data)
         return calls_from_samples(splits.validation, batch_sizes)
     if variant.format is Format.TORCH:
@@ -104,7 +110,16 @@ def calls_for(
             hint="Give some with --data samples.npz, an array named after each argument of forward().",
         )
     signature = open_runtime(variant.format, variant.location, options=RuntimeOptions()).signature
+    _check_axes(signature, axis_sizes)
     return random_calls(signature, batch_sizes, axis_sizes)
+
+
+def _check_axes(signature: Signature, axis_sizes: Mapping[str, int]) -> None:
+    known = {dim for spec in signature.inputs for dim in spec.shape if isinstance(dim, str)} - {BATCH_AXIS}
+    for name in axis_sizes.keys() - known:
+        expected = f"one of this model's dynamic axes ({', '.join(sorted(known))})" if known else "none"
+        reason = "" if known else ": besides the batch, which --batch-sizes sets, no axis of this model is dynamic"
+        raise InvalidOption(option="--axis", value=name, expected=f"{expected}{reason}")
 
 
 def conversion_source(model: str, weights: str) -> TorchSource | Path:
@@ -127,6 +142,20 @@ def conversion_source(model: str, weights: str) -> TorchSource | Path:
     if weights and not Path(weights).is_file():
         raise SourceNotFound(path=weights, expected="a .safetensors file")
     return TorchSource(reference=model, weights=weights)
+
+
+def check_fits(source: TorchSource | Path, lean: LeanSettings, axes: Mapping[str, Mapping[int, str]]) -> None:
+    """Refuse, before anything is made, wishes that only a PyTorch source can fulfil.
+
+    Raises:
+        InvalidOption: the source is no PyTorch module, and it is to be trained or has axes named.
+    """
+    from forwardpass.convert import check_axes_can_be_named
+    from forwardpass.lean.making import trainable
+
+    if not lean.is_empty:
+        trainable(source)
+    check_axes_can_be_named(source, axes)
 
 
 def source_key(source: TorchSource | Path) -> str:
