@@ -139,7 +139,7 @@ def _reason(
     metric: str,
 ) -> str:
     if best is None:
-        reason = f"Keep {baseline}: no other variant with {metric} within the limit of {floor:.4g} is measurably better"
+        reason = f"No other variant with {metric} within the limit of {floor:.4g} is measurably better"
         own = next(facts for facts in candidates if facts.name == baseline)
         if own not in above:
             reason += f", although its own {metric} of {own.score:.4g} is not within it"

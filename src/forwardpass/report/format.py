@@ -46,10 +46,10 @@ def format_seconds(seconds: float) -> str:
 def format_bytes(num_bytes: float) -> str:
     """Write a size in decimal units.
 
-    >>> format_bytes(4_130_000), format_bytes(12)
-    ('4.13 MB', '12.0 B')
+    >>> format_bytes(4_130_000), format_bytes(12), format_bytes(0)
+    ('4.13 MB', '12.0 B', '0 B')
     """
-    return _write(num_bytes, _fit(num_bytes, _BYTES))
+    return _write(num_bytes, _fit(num_bytes, _BYTES) if num_bytes else _BYTES[-1])
 
 
 def format_count(number: float) -> str:
