@@ -85,10 +85,10 @@ def command(
 ) -> int:
     """Run the whole checklist on MODEL and write a bundle: samples, convert, optimise, bundle, verify.
 
-    MODEL is package.module:factory (PyTorch), an ONNX file, or another source that 'forwardpass convert' takes. --prune, --sparsity, --distill and --quantise-aware
-    change the network itself, as in 'forwardpass optimize'. An interrupted run goes on where it was; finished steps are
-    not run again while source, samples, settings, software and machine are the same. Exits with 1 if a line of the
-    checklist misses its limit.
+    MODEL is package.module:factory (PyTorch), an ONNX file, or another source that 'forwardpass convert' takes.
+    --prune, --sparsity, --distill and --quantise-aware change the network itself, as in 'forwardpass optimize'. An
+    interrupted run goes on where it was; finished steps are not run again while source, samples, settings, software and
+    machine are the same. Exits with 1 if a line of the checklist misses its limit.
 
     \b
     Example:
