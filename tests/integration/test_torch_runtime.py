@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -89,3 +91,20 @@ def test_the_example_encoder_is_that_of_sentence_transformers() -> None:
         ids = np.array([tokenizer.encode(text).ids])
         answer = runtime.run({"input_ids": ids, "attention_mask": np.ones_like(ids)})["sentence_embedding"][0]
         np.testing.assert_allclose(answer, row, atol=1e-5)
+
+
+@pytest.mark.parametrize("place", ["", "    "], ids=["with the module", "in the factory"])
+def test_what_torchao_says_of_other_machines_while_a_module_is_loaded_is_not_passed_on(
+    place: str, tmp_path: Path
+) -> None:
+    """Loaded in a process of its own, since a module is imported once; what the module itself logs is passed on."""
+    pytest.importorskip("torchao")
+    lines = [f"{place}import torchao", f"{place}logging.getLogger('shop').warning('mine')"]
+    top, inside = (lines, []) if not place else ([], lines)
+    code = ["import logging", "import torch", *top, "def build():", *inside, "    return torch.nn.Linear(1, 1)"]
+    (tmp_path / "shop.py").write_text("\n".join(code))
+    program = "from forwardpass.runtimes.torch import load_module; load_module('shop:build')"
+    finished = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True, timeout=100
+    )
+    assert finished.stderr == "mine\n"

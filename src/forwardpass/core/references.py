@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from forwardpass.core.import_noise import quiet_imports
 from forwardpass.errors import InvalidReference
 
 __all__ = ["is_reference", "resolve_reference"]
@@ -33,7 +34,8 @@ def resolve_reference(reference: str) -> Any:
     module_name, _, name = reference.partition(":")
     _search_working_directory()
     try:
-        module = importlib.import_module(module_name)
+        with quiet_imports():
+            module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         raise InvalidReference(reference=reference, reason=f"there is no module named '{error.name}'") from error
     except Exception as error:  # whatever the user's module raises while it is imported

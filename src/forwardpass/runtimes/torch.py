@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from forwardpass.core.import_noise import quiet_imports
 from forwardpass.core.references import resolve_reference
 from forwardpass.core.tensors import BATCH_AXIS, Array, Signature, Tensors, TensorSpec
 from forwardpass.core.variants import Format
@@ -115,7 +116,8 @@ def load_module(reference: str, *, weights: str = "") -> nn.Module:
     if not callable(factory):
         raise InvalidReference(reference=reference, reason="it is not a function or class")
     try:
-        module = factory()
+        with quiet_imports():  # a factory may be what first imports transformers
+            module = factory()
     except Exception as error:  # whatever the user's factory raises
         raise InvalidReference(
             reference=reference, reason=f"calling it raised {type(error).__name__}: {error}"
