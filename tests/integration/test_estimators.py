@@ -137,3 +137,29 @@ def test_what_is_wrong_is_told_in_one_sentence(samples: str, tmp_path: Path) -> 
     result = CliRunner().invoke(root, ["convert", str(tmp_path / "dict.joblib"), "--out", str(tmp_path / "m.onnx")])
     assert isinstance(result.exception, UntrustedPickle)
     assert "--trust-pickle" in str(result.exception)
+
+
+def test_a_search_names_what_wrote_onnx_and_compares_with_the_estimator(tmp_path: Path) -> None:
+    """Not the ONNX file that was made of it with itself."""
+    joblib.dump(fit(make_pipeline(StandardScaler(), LogisticRegression())), tmp_path / "model.joblib")
+    np.savez(tmp_path / "data.npz", x=X, labels=CLASSES)
+    profile = forwardpass.ProfileSettings(
+        batch_sizes=(1,), thread_counts=(1,), num_rounds=3, round_s=0.01, num_cold_starts=1
+    )
+    settings = forwardpass.OptimizeSettings(floor=forwardpass.QualityFloor.parse("5%"), profile=profile)
+    given: Any = {"data": str(tmp_path / "data.npz"), "settings": settings, "trust_pickle": True}
+    found = forwardpass.optimize_model(tmp_path / "model.joblib", out=tmp_path / "variants", **given)
+    shipped = forwardpass.ship_model(tmp_path / "model.joblib", out=tmp_path / "made", **given)
+    for optimization in (found, shipped.optimization):
+        assert ("exporter", "skl2onnx") in optimization.candidates[0].variant.recipe.steps[0].parameters
+        assert optimization.provenance is not None
+        assert {"skl2onnx", "scikit-learn"} <= dict(optimization.provenance.packages).keys()
+    assert shipped.conversion.exporter == "skl2onnx"
+    assert 0 < shipped.conversion.worst_difference < 1e-4
+    lines = {(line.step, line.what): line for line in shipped.checklist}
+    assert lines["profile", "peak memory"].note == "source as ONNX"
+    assert lines["convert", "difference from the source over 3 shapes"].note.startswith("skl2onnx, opset 18; ")
+    for page in (tmp_path / "variants" / "report.html", tmp_path / "made" / "report.html"):
+        text = page.read_text()
+        assert "Converted by the skl2onnx exporter to ONNX, in opset 18, compared with the source" in text
+        assert "as-is" not in text

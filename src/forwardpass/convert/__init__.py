@@ -5,7 +5,7 @@ from forwardpass.convert.estimators import plain_estimator
 from forwardpass.convert.forms import TARGETS, convert
 from forwardpass.convert.pickles import plain_weights
 from forwardpass.convert.plain import plain_model
-from forwardpass.convert.values import Conversion, OutputCheck, ParityCheck, TorchSource
+from forwardpass.convert.values import Conversion, OutputCheck, ParityCheck, PlainModel, TorchSource
 
 __all__ = [
     "PARITY_TOLERANCE",
@@ -13,6 +13,7 @@ __all__ = [
     "Conversion",
     "OutputCheck",
     "ParityCheck",
+    "PlainModel",
     "TorchSource",
     "check_axes_can_be_named",
     "convert",

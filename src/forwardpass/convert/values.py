@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from forwardpass.core.tensors import Signature
-from forwardpass.core.variants import Variant
+from forwardpass.core.variants import Recipe, Variant
 
 AS_IS = "as-is"
 """What is called the exporter of a source that was ONNX already."""
@@ -50,10 +50,10 @@ class ParityCheck:
 class PlainModel:
     """A source that everything behind can read, with what it was made from and how it compared with that.
 
-    `exporter` and `parity` are empty where the source is as the user gave it.
+    `exporter` and `parity` are empty where the source is as the user gave it, and `path` where it is no file.
     """
 
-    path: str
+    path: str = ""
     exporter: str = ""
     parity: tuple[ParityCheck, ...] = ()
 
@@ -79,11 +79,18 @@ class Conversion:
         """
         if not plain.parity:
             return self
+        exporter = self.exporter.replace(AS_IS, plain.exporter)
+        named = replace(self, exporter=exporter, variant=_exported_by(exporter, self.variant))
         if self.exporter == AS_IS:
-            return replace(self, exporter=plain.exporter, parity=plain.parity)
+            return replace(named, parity=plain.parity)
         worst = max(check.difference for check in plain.parity)
         note = f"{plain.exporter} wrote ONNX first: {len(plain.parity)} shapes, worst relative difference {worst:.2g}."
-        return replace(self, exporter=self.exporter.replace(AS_IS, plain.exporter), notes=(*self.notes, note))
+        return replace(named, notes=(*self.notes, note))
+
+    @property
+    def is_as_given(self) -> bool:
+        """Whether it is a checked copy of what the user gave: an ONNX file."""
+        return self.exporter == AS_IS
 
     @property
     def worst_difference(self) -> float:
@@ -108,3 +115,14 @@ class Conversion:
     def num_flips(self) -> int:
         """How many rows decide differently, over all shapes."""
         return sum(check.num_flips for check in self.parity)
+
+
+def _exported_by(exporter: str, variant: Variant) -> Variant:
+    """Return the variant with this exporter in the step that made it."""
+    steps = tuple(
+        replace(
+            step, parameters=tuple((name, exporter if name == "exporter" else value) for name, value in step.parameters)
+        )
+        for step in variant.recipe.steps
+    )
+    return replace(variant, recipe=Recipe(steps=steps))

@@ -14,7 +14,7 @@ _NOISE = {
     # A registration of torchao's own that torch will refuse one day.
     "torch.utils._pytree": ("%s is an Enum subclass",),
 }
-"""Loggers, and how what they say begins. transformers imports torchao where it is installed, so users need not know it."""
+"""Loggers, and how what they say begins. transformers imports torchao where it is installed: users may not know it."""
 
 
 @contextmanager

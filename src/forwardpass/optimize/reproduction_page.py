@@ -30,7 +30,7 @@ Which nodes stay in float can rest on timings: another run may decide otherwise;
 def reproduction_section(conversion: Conversion, optimization: Optimization) -> Section:
     """Return the command, the versions, the recipe of each variant and the hashes of its files."""
     lead = (
-        f"Converted by the {conversion.exporter} exporter to opset {conversion.opset} and compared with the source at "
+        f"{_made_from(conversion)} opset {conversion.opset}, compared with the source at "
         f"{len(conversion.parity)} shapes; the worst relative difference is {conversion.worst_difference:.1e}."
     )
     columns = [Column(title="Variant"), Column(title="Recipe", kind="wrap")]
@@ -46,6 +46,12 @@ def reproduction_section(conversion: Conversion, optimization: Optimization) -> 
     notes = render_notes([*conversion.notes, *_DETERMINISM.splitlines()])
     given = list(_given(optimization.provenance)) if optimization.provenance is not None else []
     return Section(title="How to make it again", lead=lead, parts=(*given, table, *check, notes))
+
+
+def _made_from(conversion: Conversion) -> str:
+    if conversion.is_as_given:
+        return "A checked copy of the ONNX file that was given, in"
+    return f"Converted by the {conversion.exporter} exporter to ONNX, in"
 
 
 def _given(provenance: Provenance) -> Iterator[Markup]:

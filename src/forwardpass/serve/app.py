@@ -106,6 +106,7 @@ class Application:
 
     def _model_routes(self, model: Served) -> dict[str, dict[bytes, Endpoint]]:
         routes: dict[str, dict[bytes, Endpoint]] = {}
+        is_too_late = partial(_is_too_late, model)
         for version in (None, *model.names):
             suffix = f"/versions/{version}" if version is not None else ""
             base, friendly = f"/v2/models/{model.name}{suffix}", f"/v1/models/{model.name}{suffix}"
@@ -115,11 +116,11 @@ class Application:
                 f"{base}/config": {b"GET": Endpoint(partial(self._infer.config, model, version), Scope.READ)},
                 f"{base}/stats": {b"GET": Endpoint(partial(self._metrics.statistics, model, version), Scope.READ)},
                 f"{base}/infer": {
-                    b"POST": Endpoint(
-                        partial(self._infer.infer, model, version), Scope.INFER, partial(_is_too_late, model)
-                    )
+                    b"POST": Endpoint(partial(self._infer.infer, model, version), Scope.INFER, is_too_late)
                 },
-                f"{friendly}/predict": {b"POST": Endpoint(partial(self._predict.predict, model, version), Scope.INFER)},
+                f"{friendly}/predict": {
+                    b"POST": Endpoint(partial(self._predict.predict, model, version), Scope.INFER, is_too_late)
+                },
             }
         return routes
 

@@ -53,10 +53,10 @@ class PredictRoutes:
         chosen = model.version(version)
         try:
             answer = self._answering(chosen.decoder, exchange)
-            timeout_s = header_timeout_s(exchange.headers)
+            prediction = _Prediction(model, chosen, exchange, answer, _asked_s(exchange, chosen))
             encoder = chosen.encoder
             if encoder is not None:
-                self._encode_later(_Prediction(model, chosen, exchange, answer, timeout_s), encoder)
+                self._encode_later(prediction, encoder)
                 return
             check_is_json(_header(exchange, b"content-type"))
             tensors = _decode_inputs(exchange.body, chosen.signature)
@@ -64,9 +64,7 @@ class PredictRoutes:
         except RequestError as error:
             chosen.failed(error)
             raise
-        exchange.on_abandoned = model.submit(
-            chosen, tensors, num_rows, answer, timeout_s=timeout_s, trace=exchange.trace
-        )
+        _submit(prediction, tensors, num_rows)
 
     def end_streams(self) -> None:
         """Tell the readers of streams that theirs end here."""
@@ -148,7 +146,7 @@ class PredictRoutes:
 
 @dataclass(frozen=True, slots=True)
 class _Prediction:
-    """A request that is with the processor before it is submitted. The client's deadline is for both."""
+    """A request with the time that it has, of which a part may pass before it is read or while a processor has it."""
 
     model: Served
     version: ServedVersion
@@ -159,8 +157,10 @@ class _Prediction:
 
     @property
     def left_s(self) -> float | None:
-        """How much of the client's time is left."""
-        return None if self.timeout_s is None else self.timeout_s - (time.monotonic() - self.begun_s)
+        """How much of that time is left."""
+        if self.timeout_s is None:
+            return None
+        return self.timeout_s - self.exchange.waited_s - (time.monotonic() - self.begun_s)
 
     def check_time(self) -> None:
         """Raise if the answer would come too late.
@@ -172,10 +172,20 @@ class _Prediction:
             raise DeadlineExceeded(deadline_s=self.timeout_s)
 
     def on_answer(self, result: Result) -> None:
-        """Answer; a deadline is told as the client set it."""
+        """Answer; a deadline is told as it was set."""
         if isinstance(result, DeadlineExceeded) and self.timeout_s is not None:
             result = DeadlineExceeded(deadline_s=self.timeout_s)
         self.answer(result)
+
+
+def _asked_s(exchange: Exchange, version: ServedVersion) -> float | None:
+    """Return the client's deadline, or the model's own where a part of that has passed; None leaves it to the model.
+
+    Raises:
+        MalformedRequest: the header is not a positive whole number.
+    """
+    asked_s = header_timeout_s(exchange.headers)
+    return version.timeout_s if asked_s is None and exchange.waited_s else asked_s
 
 
 def _submit(prediction: _Prediction, tensors: dict[str, Array], num_rows: int) -> None:

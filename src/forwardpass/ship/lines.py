@@ -8,7 +8,7 @@ from forwardpass.convert import Conversion
 from forwardpass.core.checklist import CheckLine, Verdict
 from forwardpass.core.measurement import Measurement
 from forwardpass.core.samples import SampleSplits
-from forwardpass.core.variants import BatchInvariance
+from forwardpass.core.variants import BatchInvariance, Format
 from forwardpass.optimize import Candidate, Optimization, OptimizeSettings
 from forwardpass.profile import InvarianceVerdict, VariantProfile
 from forwardpass.profile.gaps import join_sizes
@@ -28,7 +28,7 @@ def checklist(
     chosen = optimization.find(optimization.chosen)
     return (
         _samples_line(splits),
-        *_profile_lines("profile", "source", source),
+        *_profile_lines("profile", _source_name(source, conversion), source),
         _parity_line(conversion),
         _choice_line(chosen, optimization),
         *quality_lines(chosen, optimization),
@@ -36,6 +36,12 @@ def checklist(
         *_slo_lines(chosen, settings),
         _same_answer_line(chosen),
     )
+
+
+def _source_name(source: Candidate, conversion: Conversion) -> str:
+    """Say what was measured: an estimator or a model of Keras' is measured as the ONNX file that was made of it."""
+    is_given = source.variant.format is Format.TORCH or conversion.is_as_given
+    return "source" if is_given else "source as ONNX"
 
 
 def _samples_line(splits: SampleSplits) -> CheckLine:
@@ -69,6 +75,7 @@ def _profile_lines(step: str, name: str, candidate: Candidate) -> Iterator[Check
 
 
 def _parity_line(conversion: Conversion) -> CheckLine:
+    made_by = "ONNX as given" if conversion.is_as_given else conversion.exporter
     flips = f"{conversion.num_flips} decisions differ" if conversion.num_flips else "no decision differs"
     return CheckLine(
         step="convert",
@@ -76,7 +83,7 @@ def _parity_line(conversion: Conversion) -> CheckLine:
         number=f"{conversion.worst_difference:.1e}",
         limit=f"{conversion.tolerance:.0e}",
         verdict=Verdict.MET,
-        note=f"{conversion.exporter}, opset {conversion.opset}; {flips}",
+        note=f"{made_by}, opset {conversion.opset}; {flips}",
     )
 
 

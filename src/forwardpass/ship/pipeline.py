@@ -11,7 +11,7 @@ from typing import TypeVar
 import msgspec
 
 from forwardpass.bundle import Bundle
-from forwardpass.convert import Conversion, TorchSource, convert_to_onnx
+from forwardpass.convert import Conversion, PlainModel, TorchSource, convert_to_onnx
 from forwardpass.core.checklist import CheckLine, is_ready
 from forwardpass.core.metrics import Metric
 from forwardpass.core.protocols import Progress
@@ -64,6 +64,8 @@ class ShipRequest:
     processor_folder: Path = Path()
     reference: str = ""
     """What the user calls the source."""
+    given: PlainModel = field(default_factory=PlainModel)
+    """What the source was made from, where the user gave an estimator or a model of Keras'."""
     command: str = ""
     """What was typed, for the report."""
 
@@ -119,7 +121,7 @@ def ship(request: ShipRequest, *, progress: Progress) -> Shipment:
             part = _part(progress, SHARE_OF_ALL_BUT_PACKING - share_of_audit, share_of_audit)
             audits = _audit(request, conversion, optimization, store, data_key, resumed, part)
             optimization = with_full_audits(optimization, audits)
-        optimization = replace(optimization, provenance=_provenance(request))
+        optimization = replace(optimization, provenance=_provenance(request, conversion))
         progress("packing the bundle", done=SHARE_OF_ALL_BUT_PACKING)
         bundle, lines, golden = _pack(request, conversion, optimization)
     progress("done", done=1.0)
@@ -140,7 +142,7 @@ def _convert(
     key = step_key(CONVERT, VERSION, runtime_versions(), request.source_key, data_key, request.opset, axes)
 
     def run() -> Conversion:
-        return convert_to_onnx(
+        conversion = convert_to_onnx(
             request.source,
             request.splits.calibration,
             out=store.begin(CONVERT) / "model.onnx",
@@ -148,6 +150,7 @@ def _convert(
             axes=request.axes,
             progress=progress,
         )
+        return conversion.after(request.given)
 
     return _once(store, CONVERT, key, Conversion, run, resumed)
 
@@ -269,11 +272,12 @@ def _pack(
     return bundle, lines, golden
 
 
-def _provenance(request: ShipRequest) -> Provenance:
+def _provenance(request: ShipRequest, conversion: Conversion) -> Provenance:
     return provenance_of(
         request.reference,
         source_sha256=request.source_key,
         is_torch=isinstance(request.source, TorchSource),
+        exporter=conversion.exporter,
         splits=request.splits,
         command=request.command,
     )

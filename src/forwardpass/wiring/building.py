@@ -237,7 +237,7 @@ def optimize_model(
         start_s = time.monotonic()
         conversion = convert_to_onnx(
             source, splits.calibration, out=folder / "onnx-fp32.onnx", opset=opset, axes=axes, progress=progress
-        )
+        ).after(given)
         spent_s = time.monotonic() - start_s
         with lean_variants(
             source,
@@ -270,6 +270,7 @@ def optimize_model(
                 str(model),
                 source_sha256=source_key(named),
                 is_torch=not isinstance(source, Path),
+                exporter=conversion.exporter,
                 splits=splits,
                 command=command,
             ),
@@ -380,6 +381,7 @@ def ship_model(
             processor=processor,
             processor_folder=Path(processor_folder),
             reference=str(model),
+            given=given,
             command=command,
         )
         return ship(request, progress=progress)
