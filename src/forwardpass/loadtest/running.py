@@ -115,7 +115,12 @@ def find_capacity(
     )
     with Generator(prepared.prepare) as generator:
         hunt = _Hunt(
-            generator, replace(settings, timeout_s=timeout_s), slo, due_s=begun_s + budget_s, progress=progress
+            generator,
+            replace(settings, timeout_s=timeout_s),
+            slo,
+            begun_s=begun_s,
+            budget_s=budget_s,
+            progress=progress,
         )
         report = hunt.run(with_goodput=with_goodput)
     return LoadResult(
@@ -134,13 +139,21 @@ class _Hunt:
     """One search, with what it needs at every step."""
 
     def __init__(
-        self, generator: Generator, settings: LoadSettings, slo: Slo, *, due_s: float, progress: Progress
+        self,
+        generator: Generator,
+        settings: LoadSettings,
+        slo: Slo,
+        *,
+        begun_s: float,
+        budget_s: float,
+        progress: Progress,
     ) -> None:
         self._generator = generator
         self._settings = settings
         self._slo = slo
-        self._begun_s = time.monotonic()
-        self._due_s = due_s
+        self._begun_s = begun_s
+        self._budget_s = budget_s
+        self._due_s = begun_s + budget_s
         self._progress = progress
         self._seed = settings.seed
         self._lone_p50_s: float | None = None
@@ -213,7 +226,7 @@ class _Hunt:
         beyond = f", {reserved_s:.0f} of them kept for the loads beyond it (--no-goodput)" if reserved_s else ""
         return InvalidOption(
             option="--budget",
-            value=f"{self._due_s - self._begun_s:.0f}",
+            value=f"{self._budget_s:g}",
             expected=f"at least {least_s} seconds here: that is when a first trial could be over{beyond}",
         )
 
