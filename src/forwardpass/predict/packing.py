@@ -23,8 +23,9 @@ from forwardpass.core.measurement import Machine
 from forwardpass.core.reference import TensorStatistics
 from forwardpass.core.slo import Slo
 from forwardpass.core.tensors import Array, Signature
-from forwardpass.core.variants import BatchInvariance, Variant
+from forwardpass.core.variants import BatchInvariance, Format, Variant
 from forwardpass.core.version import VERSION
+from forwardpass.errors import InvalidModel
 from forwardpass.processors import open_processor, processor_files
 from forwardpass.runtimes import RuntimeOptions, companions, open_runtime
 
@@ -108,7 +109,7 @@ def _add_variant(writer: BundleWriter, item: VariantToPack, packing: PackingList
     runtime = open_runtime(variant.format, variant.location, options=RuntimeOptions())
     writer.add_file(path, Path(variant.location))
     for companion in companions(variant.format, Path(variant.location)):
-        writer.add_file(_member_of(companion, Path(variant.location), path), companion)
+        writer.add_file(_member_of(companion, variant, path), companion)
     writer.add_calls(golden.path, [runtime.run(call) for call in packing.golden_inputs])
     return BundledVariant(
         name=variant.name,
@@ -124,14 +125,20 @@ def _add_variant(writer: BundleWriter, item: VariantToPack, packing: PackingList
     )
 
 
-def _member_of(companion: Path, location: Path, member: str) -> str:
+def _member_of(companion: Path, variant: Variant, member: str) -> str:
     """Return where a file beside a model file goes in the bundle.
 
     Weights outside of an ONNX file are named in it, so they keep their name; all others are named after the model.
     """
-    if companion.name == f"{location.name}.data":
-        return str(PurePosixPath(member).with_name(companion.name))
-    return str(PurePosixPath(member).with_suffix(companion.suffix))
+    if variant.format is not Format.ONNX:
+        return str(PurePosixPath(member).with_suffix(companion.suffix))
+    beside = companion.relative_to(Path(variant.location).parent)
+    kept = str(PurePosixPath(member).parent / beside.as_posix())
+    if kept == member:
+        raise InvalidModel(
+            path=variant.location, reason=f"its weights are in '{beside}', which a bundle calls the model"
+        )
+    return kept
 
 
 def _add_processor(writer: BundleWriter, packing: PackingList) -> ProcessorRecord | None:

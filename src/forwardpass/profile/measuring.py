@@ -58,6 +58,7 @@ from forwardpass.profile.settings import ProfileSettings
 from forwardpass.profile.starting import study_starts
 from forwardpass.profile.starts import StartStudy
 from forwardpass.report.format import format_number_of
+from forwardpass.runtimes import companions
 
 __all__ = ["audit_variants", "profile_variants", "purpose_of"]
 
@@ -432,4 +433,5 @@ def _file_bytes(variant: Variant) -> int | None:
     path = Path(variant.weights or variant.location)
     if not path.is_file():
         return None
-    return sum(file.stat().st_size for file in (path, path.with_name(f"{path.name}.data")) if file.is_file())
+    outside = () if variant.weights else companions(variant.format, path)
+    return sum(file.stat().st_size for file in (path, *outside) if file.is_file())

@@ -6,6 +6,7 @@ import zipfile
 from pathlib import Path
 
 from forwardpass.core.variants import SUFFIXES, Format
+from forwardpass.runtimes.external import external_files
 
 __all__ = ["companions", "format_of", "is_saved_model", "is_torch_path"]
 
@@ -40,12 +41,12 @@ def is_saved_model(path: Path) -> bool:
 def companions(format: Format, location: Path) -> tuple[Path, ...]:  # noqa: A002
     """Return the files that a model file needs beside it: the weights of OpenVINO IR, or those that ONNX keeps outside.
 
-    ONNX names the file of its weights inside; here it is the one that exporters name by default.
+    Raises:
+        InvalidModel: an ONNX file names weights outside of its folder.
     """
     if format is Format.OPENVINO:
         return (location.with_suffix(".bin"),)
-    outside = location.with_name(f"{location.name}.data")
-    return (outside,) if format is Format.ONNX and outside.is_file() else ()
+    return external_files(location) if format is Format.ONNX else ()
 
 
 def _format_of_archive(path: Path) -> Format | None:
