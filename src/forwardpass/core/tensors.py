@@ -33,7 +33,8 @@ class TensorSpec:
     shape: tuple[Dimension, ...]
 
     def __str__(self) -> str:
-        return f"{self.dtype}[{', '.join(map(str, self.shape))}]"
+        dtype = "string" if self.dtype == "object" else self.dtype  # NumPy's word for text says nothing to a reader
+        return f"{dtype}[{', '.join(map(str, self.shape))}]"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -67,3 +67,7 @@ def test_requests_can_be_stacked_when_the_sizes_behind_the_batch_agree() -> None
     short, long = {"ids": ids(1, 2), "mask": ids(1, 2)}, {"ids": ids(4, 9), "mask": ids(4, 9)}
     assert TOKENS.shape_key(short) == TOKENS.shape_key({"ids": ids(3, 2), "mask": ids(3, 2)})
     assert TOKENS.shape_key(short) != TOKENS.shape_key(long)
+
+
+def test_a_tensor_of_text_is_called_one_of_strings() -> None:
+    assert str(TensorSpec(name="word", dtype="object", shape=("batch", 1))) == "string[batch, 1]"
