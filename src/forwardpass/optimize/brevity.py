@@ -49,7 +49,8 @@ def choose_finalists(
         for name, share in known.items():
             if share > TIMES_AS_SLOW * known[fastest]:
                 out[name] = f"at a glance it takes {share / known[fastest]:.1f} times as long as {fastest}"
-    search.left_out += [f"{name} was not measured: {reason}" for name, reason in out.items()]
+    for name, reason in out.items():
+        search.omit(name, reason, deed="measured")
     return [it for it in entries if it.variant.name not in out]
 
 

@@ -55,7 +55,7 @@ def profile_all(
     settings, num_measured = fit_profile(wanted, len(running), search.budget.left_s, search.pace)
     num_left_out = max(len(running) - num_measured, 0)
     for entry in _least_promising(running, needed, search, samples)[:num_left_out] if num_left_out else ():
-        search.left_out.append(f"{entry.variant.name} was not measured: {search.budget}")
+        search.omit(entry.variant.name, str(search.budget), deed="measured")
         running.remove(entry)
     dropped = [entry for entry in entries if not entry.failure and entry not in running]
     if settings != wanted:

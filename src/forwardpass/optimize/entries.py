@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -61,6 +61,9 @@ class Search:
     layers: tuple[LayerEvidence, ...] = ()
     path: list[SearchStep] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
+    """Sentences on what the whole search had no time for."""
+    omitted: dict[tuple[str, str], list[str]] = field(default_factory=dict)
+    """The variants that were not made, or not measured, by that word and the reason."""
 
     @property
     def is_for_speed(self) -> bool:
@@ -85,6 +88,18 @@ class Search:
             return False
         return self.budget.has_time(SHARE_OF_BUDGET_FOR_SEARCH) or self.num_to_measure < least
 
+    def omit(self, name: str, reason: str, *, deed: str = "made") -> None:
+        """Note that a variant was not made, or not measured, and why."""
+        self.omitted.setdefault((deed, reason), []).append(name)
+
+    def omissions(self) -> tuple[str, ...]:
+        """Return what was left out, a sentence for each reason."""
+        grouped = (
+            f"{enumerated(names)} {'was' if len(names) == 1 else 'were'} not {deed}: {reason}"
+            for (deed, reason), names in self.omitted.items()
+        )
+        return (*grouped, *self.left_out)
+
     @contextmanager
     def learning(self, making_s: float) -> Iterator[None]:
         """Learn from what is done inside how long it takes in truth."""
@@ -99,6 +114,15 @@ class Search:
         score = entry.validation.value if entry.validation is not None else None
         outcome = entry.failure or f"{verb}, {metric.name} {score:.4g} on the validation samples"
         self.path.append(SearchStep(what=entry.variant.name, outcome=outcome, score=score))
+
+
+def enumerated(names: Sequence[str]) -> str:
+    """Write names as a sentence has them.
+
+    >>> enumerated(["one", "two", "three"])
+    'one, two and three'
+    """
+    return " and ".join(part for part in (", ".join(names[:-1]), names[-1]) if part)
 
 
 def as_sentence(error: Exception) -> str:

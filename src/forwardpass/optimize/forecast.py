@@ -66,9 +66,9 @@ class Forecast:
         if saved_s is None:
             return ""
         if name in AS_IN_FLOAT:
-            return "it computes as the float model does"
+            return "the arithmetic is that of the float model"
         if saved_s <= 0:
-            return "its nodes are no faster than in float"
+            return "no node would be faster than in float"
         if held.get(TWINS.get(name, ""), 0.0) >= ENOUGH_TO_SPARE:
             return f"{TWINS[name]}, which is as fast, keeps the floor with half of what may be lost to spare"
         best = max((it for it in held if it in self.saved_s), key=lambda it: self.saved_s[it], default=None)

@@ -82,7 +82,8 @@ def make_all(
         search.forecast = None
         make([blueprint for blueprint in plans if blueprint.name in needless])
     else:
-        search.left_out += [f"{name} was not made: {reason}" for name, reason in needless.items()]
+        for name, reason in needless.items():
+            search.omit(name, reason)
     return [found[blueprint.name] for blueprint in plans if blueprint.name in found]
 
 
@@ -95,7 +96,7 @@ def _make_one(
         num_calls=blueprint.num_calibrations * RUNS_OF_CALIBRATION * len(workshop.calibration),
     )
     if not search.has_time(making_s, least=len(needed) + LEAST_VARIANTS):
-        search.left_out.append(f"{blueprint.name} was not made: {search.budget}")
+        search.omit(blueprint.name, str(search.budget))
         return None
     slower = [sorted(slower_static(workshop.gains)), sorted(slower_dynamic(workshop.gains))]
     key = content_key("variant", search.key, blueprint.name, workshop.reduce_range, slower)

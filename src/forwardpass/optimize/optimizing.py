@@ -150,7 +150,7 @@ def optimize_model(
         machine=machine,
         layers=search.layers,
         path=tuple(search.path),
-        left_out=tuple(search.left_out),
+        left_out=search.omissions(),
         prices=settings.prices,
     )
 

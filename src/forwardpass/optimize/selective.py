@@ -47,7 +47,7 @@ def make_mixed(
         return []
     reason = needless_beside(entries, MIXED, search, scorer)
     if reason:
-        search.left_out.append(f"{MIXED} was not made: {reason}")
+        search.omit(MIXED, reason)
         search.layers = _layers_of_static(workshop, _mixed_work(workshop, search, static, scorer, key=""))
         return []
     made = _mixed(workshop, search, static, scorer, progress)
@@ -73,7 +73,7 @@ def _mixed(
 ) -> _Mixed | None:
     """Make the mixed variant of the workshop's baseline; None without time, which is noted."""
     if not search.has_time():
-        search.left_out.append(f"{name} was not made: {search.budget}")
+        search.omit(name, str(search.budget))
         return None
     progress(f"making {name}", done=SHARE_OF_MAKING + SHARE_OF_SCORING)
     metric = scorer.metric
@@ -162,10 +162,10 @@ def make_weights(
     for bits, (name, precision) in WEIGHTS.items():
         reason = needless_beside(others, name, search, scorer)
         if reason:
-            search.left_out.append(f"{name} was not made: {reason}")
+            search.omit(name, reason)
             continue
         if not search.has_time():
-            search.left_out.append(f"{name} was not made: {search.budget}")
+            search.omit(name, str(search.budget))
             continue
         progress(f"making {name}", done=SHARE_OF_MAKING + SHARE_OF_SCORING)
         entry = attempt(name, precision, workshop, partial(build_weights, work, bits))
@@ -215,7 +215,7 @@ def _int8_of(variant: Variant, inner: Workshop, search: Search, scorer: Scorer, 
     blueprint = next(plan for plan in blueprints() if plan.precision is Precision.INT8_STATIC)
     name = f"{variant.name}-{blueprint.name}"
     if not search.has_time():
-        search.left_out.append(f"{name} was not made: {search.budget}")
+        search.omit(name, str(search.budget))
         return []
     progress(f"making {name}", done=SHARE_OF_MAKING + SHARE_OF_SCORING)
     entry = attempt(name, blueprint.precision, inner, partial(build, blueprint, inner))

@@ -36,7 +36,7 @@ def make_sooner(
         for form in mapped_forms(pin_processor=search.settings.pin_processor):
             name = f"{base.variant.name}-{form.suffix}"
             if not search.has_time():
-                search.left_out.append(f"{name} was not made: {search.budget}")
+                search.omit(name, str(search.budget))
                 continue
             progress(f"making {name}", done=SHARE_OF_MAKING + SHARE_OF_SCORING)
             make = partial(build_mapped_form, base.variant, form, scorer.splits.calibration, workshop.folder)

@@ -67,7 +67,7 @@ def _make(
     progress: Progress,
 ) -> Entry | None:
     if not search.has_time():
-        search.left_out.append(f"{name} was not made: {search.budget}")
+        search.omit(name, str(search.budget))
         return None
     progress(f"making {name}", done=SHARE_OF_MAKING)
     key = content_key("torch", search.key, name)
