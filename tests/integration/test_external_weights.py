@@ -61,6 +61,27 @@ def test_they_travel_and_count_with_the_model(single: bool, tmp_path: Path) -> N
         np.testing.assert_array_equal(answers[name], array)
 
 
+def test_in_a_cache_of_links_the_model_takes_its_weights_along(tmp_path: Path) -> None:
+    """As the Hugging Face hub lays it out: the files are named by their hashes, the names are links to them."""
+    snapshot, blobs = tmp_path / "snapshots" / "1", tmp_path / "blobs"
+    snapshot.mkdir(parents=True)
+    blobs.mkdir()
+    path = external(snapshot, single=True)
+    for number, file in enumerate(sorted(snapshot.iterdir())):
+        file.rename(blobs / str(number))
+        file.symlink_to(Path("../../blobs") / str(number))
+    assert companions(Format.ONNX, path) == (snapshot / "weights.bin",)
+    expected = open_runtime(Format.ONNX, str(path), options=RuntimeOptions()).run(mlp_calls()[0])
+    packed = VariantToPack(variant=at(path), invariance=BatchInvariance.BITWISE)
+    pack_bundle(
+        tmp_path / "bundle",
+        PackingList(name="mlp", variants=[packed], golden_inputs=mlp_calls(), machine=MACHINE),
+    )
+    assert not any(file.is_symlink() for file in (tmp_path / "bundle").rglob("*"))
+    answers = forwardpass.load(tmp_path / "bundle").predict(mlp_calls()[0])
+    np.testing.assert_array_equal(answers["scores"], expected["scores"])
+
+
 @pytest.mark.parametrize("location", ["../weights.bin", "/etc/hostname", "link.bin"])
 def test_weights_outside_of_the_folder_are_refused(location: str, tmp_path: Path) -> None:
     (tmp_path / "made").mkdir()

@@ -58,7 +58,9 @@ def external_files(path: Path) -> tuple[Path, ...]:
 def _checked(path: Path, name: str) -> Path:
     pure, folder = PurePosixPath(name), path.parent.resolve()
     is_inside = not pure.is_absolute() and ".." not in pure.parts and "\\" not in name and "\0" not in name
-    if not is_inside or not (folder / name).resolve().is_relative_to(folder):
+    # As ONNX Runtime allows it: in a Hugging Face cache, the model and its weights are links to files side by side.
+    homes = (folder, path.resolve().parent)
+    if not is_inside or not any((folder / name).resolve().is_relative_to(home) for home in homes):
         raise InvalidModel(path=str(path), reason=f"its weights are in '{name[:100]}', outside of its folder")
     return path.parent / name
 
