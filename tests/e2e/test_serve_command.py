@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,12 +19,18 @@ import onnxruntime as ort
 import pytest
 
 
+def serving(folder: Path, arguments: list[str], temporary: Path) -> subprocess.Popen[str]:
+    """Start a server."""
+    command = [sys.executable, "-m", "forwardpass", "serve", *arguments, "--port", "0"]
+    inherited = {name: os.environ[name] for name in ("PYTHONPATH",) if name in os.environ}
+    environment = {"TMPDIR": str(temporary), "PATH": "", "PYTHONDONTWRITEBYTECODE": "1", **inherited}
+    return subprocess.Popen(command, cwd=folder, env=environment, stderr=subprocess.PIPE, text=True)
+
+
 @contextmanager
-def served(folder: Path, name: str, temporary: Path) -> Iterator[str]:
+def served(folder: Path, name: str, temporary: Path, *, ending: signal.Signals = signal.SIGTERM) -> Iterator[str]:
     """Serve until the block ends; then the exit code has to be 0."""
-    command = [sys.executable, "-m", "forwardpass", "serve", name, "--port", "0"]
-    environment = {"TMPDIR": str(temporary), "PATH": "", "PYTHONDONTWRITEBYTECODE": "1"}
-    server = subprocess.Popen(command, cwd=folder, env=environment, stderr=subprocess.PIPE, text=True)
+    server = serving(folder, [name], temporary)
     assert server.stderr is not None
     try:
         lines = []
@@ -33,7 +41,7 @@ def served(folder: Path, name: str, temporary: Path) -> Iterator[str]:
         assert " on http://" in lines[-1], lines
         yield lines[-1].rpartition(" on ")[2].strip()
     finally:
-        server.send_signal(signal.SIGTERM)
+        server.send_signal(ending)
         _, rest = server.communicate(timeout=60)
     assert server.returncode == 0, rest
 
@@ -70,4 +78,49 @@ def test_a_bare_onnx_file_is_served_under_its_name_and_leaves_nothing(user_folde
         outputs = answer["outputs"]
         assert isinstance(outputs, dict)
         np.testing.assert_array_equal(np.array(outputs["scores"], np.float32), expected)
-    assert [path for path in tmp_path.iterdir() if path.name.startswith("forwardpass-serve")] == []
+    assert leftovers(tmp_path) == []
+
+
+@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGHUP, signal.SIGQUIT])
+def test_whatever_asks_it_to_end_leaves_nothing(user_folder: Path, tmp_path: Path, ending: signal.Signals) -> None:
+    with served(user_folder, "model.onnx", tmp_path, ending=ending):
+        assert leftovers(tmp_path)
+    assert leftovers(tmp_path) == []
+
+
+@pytest.mark.parametrize("ending", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_impatience_while_a_model_loads_leaves_nothing(
+    user_folder: Path, tmp_path: Path, ending: signal.Signals
+) -> None:
+    server = serving(user_folder, ["model.onnx"], tmp_path)
+    while not leftovers(tmp_path) and server.poll() is None:
+        time.sleep(0.005)
+    while server.poll() is None:
+        server.send_signal(ending)
+        time.sleep(0.05)
+    server.communicate(timeout=60)
+    assert leftovers(tmp_path) == []
+
+
+def test_a_bundle_needs_no_folder(user_folder: Path, tmp_path: Path) -> None:
+    with served(user_folder, "shop-bundle", tmp_path):
+        assert leftovers(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--variant", "nope"], "Invalid value 'nope' for --variant: expected one of as-is."),
+        (["--tls-key", "key.pem"], "--tls-cert is missing: expected the certificate that --tls-key belongs to."),
+    ],
+)
+def test_a_mistake_is_told_alone(user_folder: Path, tmp_path: Path, arguments: list[str], sentence: str) -> None:
+    server = serving(user_folder, ["model.onnx", *arguments], tmp_path)
+    assert server.communicate(timeout=60)[1] == f"Error: {sentence}\n"
+    assert server.returncode == 2
+    assert leftovers(tmp_path) == []
+
+
+def leftovers(temporary: Path) -> list[str]:
+    """Return what the server keeps in the folder for temporary files."""
+    return [path.name for path in temporary.iterdir() if path.name.startswith("forwardpass-serve")]

@@ -13,7 +13,16 @@ from forwardpass.bundle.manifest import (
     PaddingRecord,
     ProcessorRecord,
 )
-from forwardpass.bundle.reader import Bundle, GoldenCall, has_versions, is_bundle, open_bundle, read_name, versions_in
+from forwardpass.bundle.reader import (
+    Bundle,
+    GoldenCall,
+    check_variant,
+    has_versions,
+    is_bundle,
+    open_bundle,
+    read_name,
+    versions_in,
+)
 from forwardpass.bundle.writer import BundleWriter, check_destination
 
 __all__ = [
@@ -28,6 +37,7 @@ __all__ = [
     "PaddingRecord",
     "ProcessorRecord",
     "check_destination",
+    "check_variant",
     "has_versions",
     "is_bundle",
     "open_bundle",

@@ -16,7 +16,16 @@ from forwardpass.core.archives import read_calls
 from forwardpass.core.tensors import Array, Signature
 from forwardpass.errors import BundleDamaged, BundleNotFound, InvalidOption
 
-__all__ = ["Bundle", "GoldenCall", "has_versions", "is_bundle", "open_bundle", "read_name", "versions_in"]
+__all__ = [
+    "Bundle",
+    "GoldenCall",
+    "check_variant",
+    "has_versions",
+    "is_bundle",
+    "open_bundle",
+    "read_name",
+    "versions_in",
+]
 
 VERSION_NUMBER = re.compile(r"[1-9][0-9]{0,17}", re.ASCII)
 MAX_MANIFEST_BYTES = 16 * 2**20
@@ -55,12 +64,7 @@ class Bundle:
         Raises:
             InvalidOption: there is no variant of this name.
         """
-        wanted = self.manifest.default_variant if name is None else name
-        for variant in self.manifest.variants:
-            if variant.name == wanted:
-                return variant
-        names = ", ".join(variant.name for variant in self.manifest.variants)
-        raise InvalidOption(option="--variant", value=wanted, expected=f"one of {names}")
+        return _variant_of(self.manifest, name)
 
     def variant_bytes(self, variant: BundledVariant) -> int:
         """Return how large a variant's files are, weights beside the model included."""
@@ -142,6 +146,24 @@ def read_name(path: Path | str) -> str:
         BundleError: there is no manifest, or it cannot be used.
     """
     return decode_manifest(_read_manifest(Path(path).absolute(), path), path=str(path)).name
+
+
+def check_variant(path: Path | str, name: str) -> None:
+    """Raise `InvalidOption` if a bundle has no variant of this name; its files are not checked.
+
+    Raises:
+        BundleError: there is no manifest, or it cannot be used.
+    """
+    _variant_of(decode_manifest(_read_manifest(Path(path).absolute(), path), path=str(path)), name)
+
+
+def _variant_of(manifest: Manifest, name: str | None) -> BundledVariant:
+    wanted = manifest.default_variant if name is None else name
+    for variant in manifest.variants:
+        if variant.name == wanted:
+            return variant
+    names = ", ".join(variant.name for variant in manifest.variants)
+    raise InvalidOption(option="--variant", value=wanted, expected=f"one of {names}")
 
 
 def _read_manifest(root: Path, shown: Path | str) -> bytes:

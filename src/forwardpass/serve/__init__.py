@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from forwardpass.serve.config import ServeConfig, name_of, read_config
     from forwardpass.serve.models import ModelConfig, Traffic
     from forwardpass.serve.planning import PipelineConfig, StepConfig
-    from forwardpass.serve.server import Server, serve
+    from forwardpass.serve.server import Server, ending_signals, serve
     from forwardpass.serve.settings import Front, ModelSettings, SameAnswer, ServeSettings
 
 _HOMES = {
@@ -26,6 +26,7 @@ _HOMES = {
     "Server": "server",
     "StepConfig": "planning",
     "Traffic": "models",
+    "ending_signals": "server",
     "name_of": "config",
     "read_config": "config",
     "serve": "server",
@@ -42,6 +43,7 @@ __all__ = [
     "Server",
     "StepConfig",
     "Traffic",
+    "ending_signals",
     "name_of",
     "read_config",
     "serve",

@@ -32,7 +32,7 @@ from forwardpass.serve.tracing import open_tracer
 if TYPE_CHECKING:
     from forwardpass.serve.grpc_front import GrpcFront
 
-__all__ = ["Server", "serve"]
+__all__ = ["Server", "ending_signals", "serve"]
 
 SAME_SIGNAL_S = 0.5
 """Supervisors and wrappers tell a process and its group, so one wish to stop may arrive twice."""
@@ -47,6 +47,7 @@ class Server:
     """Models behind one port: those that are named, and those in the subfolders of the repository."""
 
     def __init__(self, config: ServeConfig) -> None:
+        self._config = config
         self._settings = settings = config.settings
         self._is_draining = False
         self._watching: asyncio.Task[None] | None = None
@@ -91,6 +92,8 @@ class Server:
             if self._settings.grpc_port is not None:
                 self._grpc = self._bind_grpc()
                 undoing.push_async_callback(self._grpc.stop, 0.0)
+            for line in describe_config(self._config):  # not sooner: a mistake in it is told alone
+                log.info("configuration of %s", line)
             await self.repository.start()
             await self._listen()
             if self._grpc is not None:
@@ -238,9 +241,10 @@ def serve(
     on_ready: Callable[[Server], None] | None = None,
     before_exit: Callable[[], None] | None = None,
 ) -> None:
-    """Serve until SIGTERM or SIGINT, then answer what was accepted and return.
+    """Serve until SIGTERM, SIGINT, SIGHUP or SIGQUIT, then answer what was accepted and return.
 
-    A second signal ends the process at once, and its workers with it; of what cleans up only `before_exit` is run.
+    A second signal ends the process at once, and its workers with it. `before_exit` cleans up: it is run however
+    serving ends, while signals do not end the process.
 
     Raises:
         BundleError: a bundle cannot be trusted.
@@ -275,10 +279,22 @@ async def _serve(
         told_s = min(told_s, loop.time())
         stopping.set()
 
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in ending_signals():
         loop.add_signal_handler(number, on_signal)
-    for line in describe_config(config):
-        log.info("configuration of %s", line)
+    try:
+        await _serve_until(stopping, config, on_ready)
+    finally:
+        if before_exit is not None:
+            before_exit()
+
+
+def ending_signals() -> tuple[signal.Signals, ...]:
+    """Return the signals that ask a server to end; the loss of its terminal does not where `nohup` ignores it."""
+    asking = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
+    return tuple(number for number in asking if signal.getsignal(number) is not signal.SIG_IGN)
+
+
+async def _serve_until(stopping: asyncio.Event, config: ServeConfig, on_ready: Callable[[Server], None] | None) -> None:
     server = Server(config)
     starting = asyncio.ensure_future(server.start())
     waiting = asyncio.ensure_future(stopping.wait())

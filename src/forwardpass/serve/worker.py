@@ -43,8 +43,8 @@ BUSY_WAIT_S = 300e-6
 
 def main(arguments: list[str]) -> None:
     """Load, report, and run batches until the front hangs up."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
+        signal.signal(number, signal.SIG_IGN)
     forbid_dumps()
     end_with_parent()
     config = msgspec.json.decode(arguments[0], type=WorkerConfig)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
+import secrets
 import shutil
 import signal
 import sys
@@ -12,11 +13,10 @@ import tempfile
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from forwardpass.bundle import Bundle, open_bundle
+from forwardpass.bundle import Bundle, check_variant, is_bundle, open_bundle
 from forwardpass.core.calls import random_calls, random_tensors
 from forwardpass.core.tensors import BATCH_AXIS
 from forwardpass.core.variants import Precision, Variant
@@ -97,7 +97,7 @@ def inspect_bundle(bundle: Path | str) -> Inspection:
 def serve_model(
     *models: Path | str, settings: ServeSettings | None = None, repository: Path | str | None = None
 ) -> None:
-    """Serve bundles, folders of their versions, or bare model files, until SIGTERM or SIGINT.
+    """Serve bundles, folders of their versions, or bare model files, until SIGTERM, SIGINT, SIGHUP or SIGQUIT.
 
     A folder whose subfolders 1, 2, 3 … are bundles serves the newest; `repository` is a folder of such folders, whose
     models can be loaded and unloaded while the server runs. A model file becomes a temporary bundle named after it; it
@@ -140,36 +140,58 @@ def _serve(models: Sequence[Path | str], config: ServeConfig) -> None:
         raise InvalidOption(option="--repository", value=str(config.repository), expected="a folder of models")
     if not (models or config.models or config.repository):
         raise InvalidOption(option="BUNDLE", value="", expected="at least one bundle, --repository or --config")
-    with _ending_in_order(), tempfile.TemporaryDirectory(prefix="forwardpass-serve-") as folder:
+    with _ending_in_order(), contextlib.ExitStack() as leaving:
+        folder = _temporary_folder(leaving) if any(Path(model).is_file() for model in models) else None
         quick: dict[str, Path] = {}
         configs = list(config.models)
         for number, model in enumerate(map(Path, models)):
             path = model
-            if model.is_file():
-                path = Path(folder) / str(number) / "bundle"
+            if folder is not None and model.is_file():
+                path = folder / str(number) / "bundle"
                 quick[_quick_bundle(model, path).name] = path
             configs.append(_config(path, config.settings.model))
         _check_names(configs)
+        _check_variants(configs)
 
         def on_ready(server: Server) -> None:
             for name, path in quick.items():
                 _profile_in_background(server, name, open_bundle(path))
 
-        serve(
-            replace(config, models=tuple(configs)),
-            on_ready=on_ready,
-            before_exit=partial(shutil.rmtree, folder, ignore_errors=True),
-        )
+        serve(replace(config, models=tuple(configs)), on_ready=on_ready, before_exit=leaving.close)
+
+
+def _temporary_folder(leaving: contextlib.ExitStack) -> Path:
+    """Make a folder that `leaving` removes; that is promised before it is made, so that no signal falls in between."""
+    folder = Path(tempfile.gettempdir()) / f"forwardpass-serve-{secrets.token_hex(8)}"
+    leaving.callback(shutil.rmtree, folder, ignore_errors=True)
+    folder.mkdir(mode=0o700)
+    return folder
 
 
 @contextlib.contextmanager
 def _ending_in_order() -> Iterator[None]:
-    """Let SIGTERM end the program as it ends one in a terminal: what is temporary goes; the server has its own way."""
-    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    """Let signals end the program by an exception, so that what is temporary goes; the server has its own way.
+
+    Those that follow are ignored: they would end it in the midst of that.
+    """
+    from forwardpass.serve import ending_signals
+
+    before = {number: signal.getsignal(number) for number in ending_signals()}
+
+    def end(number: int, _: object) -> None:
+        for each in before:
+            signal.signal(each, signal.SIG_IGN)
+        if number == signal.SIGINT:
+            raise KeyboardInterrupt
+        sys.exit(0)
+
+    for number in before:
+        signal.signal(number, end)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _config(path: Path, settings: ModelSettings) -> ModelConfig:
@@ -185,6 +207,13 @@ def _check_names(configs: Sequence[ModelConfig]) -> None:
             paths = ", ".join(str(config.path) for config in configs if config.name == name)
             expected = "models of different names; versions of one model go into folders 1, 2, … of one folder"
             raise InvalidOption(option="BUNDLE", value=paths, expected=expected)
+
+
+def _check_variants(configs: Sequence[ModelConfig]) -> None:
+    """Refuse a variant that is not there before the server tells what it loads; versions are checked when loaded."""
+    for config in configs:
+        if config.settings.variant is not None and is_bundle(config.path):
+            check_variant(config.path, config.settings.variant)
 
 
 def _quick_bundle(model: Path, destination: Path) -> Bundle:
@@ -216,7 +245,7 @@ def _profile_in_background(server: Server, name: str, bundle: Bundle) -> None:
 
     def measure() -> None:
         calls = random_calls(bundle.signature, settings.batch_sizes, {})
-        with contextlib.suppress(ForwardpassError, RuntimeError):  # the server may have stopped meanwhile
+        with contextlib.suppress(ForwardpassError, RuntimeError, OSError):  # the server may have stopped meanwhile
             (profile,) = profile_variants([variant], calls, settings=settings, progress=no_progress)
             loop.call_soon_threadsafe(server.learn_table, name, profile.latency_tables()[0])
 
