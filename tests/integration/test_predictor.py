@@ -41,6 +41,11 @@ def test_an_input_that_does_not_fit_is_named(bundle: Path) -> None:
         model.predict({"x": np.zeros((1, 64), np.float32)})
 
 
+def test_its_line_says_what_it_takes_and_gives(bundle: Path) -> None:
+    line = "<Predictor mlp, onnx-fp32: pixels float32[batch, 64] → scores float32[batch, 10]>"
+    assert repr(forwardpass.load(bundle)) == line
+
+
 def test_a_person_cannot_ask_a_bundle_without_a_processor(bundle: Path) -> None:
     with pytest.raises(MalformedRequest, match="has no processor"):
         forwardpass.load(bundle).ask(text="hello")

@@ -152,7 +152,8 @@ def _echo_profile(profile: VariantProfile) -> None:
     for found in profile.operators:
         _echo_operators(found)
     start = profile.cold_start
-    phases = (("import", start.import_s), ("load", start.load_s), ("first run", start.first_run_s))
+    named = (("start", start.start_s), ("import", start.import_s), ("load", start.load_s))
+    phases = (*named, ("first run", start.first_run_s))
     listed = ", ".join(f"{name} {format_measurement(value)}" for name, value in phases)
     peak, added = profile.memory.peak_bytes.value, profile.memory.added_bytes.value
     click.echo()

@@ -120,6 +120,7 @@ def convert_to_onnx(
         StorageFailed: `out` cannot be written.
     """
     check_axes_can_be_named(source, axes or {})
+    check_opset(opset)
     with committed(out) as partial, source_left_as_found(source):
         job = Job(
             name=source_name(source),
@@ -351,6 +352,18 @@ def _with_fixed_batch(original: Runtime, num_rows: int, job: Job) -> Proven:
 
 
 # --- both ----------------------------------------------------------------------------------------------------------
+
+
+def check_opset(opset: int | None) -> None:
+    """Refuse a version of the operators that the installed libraries do not know.
+
+    Raises:
+        InvalidOption: they do not know it.
+    """
+    if opset is not None:
+        from forwardpass.convert.opset import check_known
+
+        check_known(opset)
 
 
 def _set_opset(job: Job) -> None:

@@ -14,6 +14,7 @@ from forwardpass.convert.converting import (
     Job,
     Locate,
     Proven,
+    check_opset,
     committed,
     compared,
     convert_to_onnx,
@@ -63,6 +64,11 @@ PRECISIONS = {Format.LITERT: _EIGHT_BITS, Format.EXECUTORCH: _EIGHT_BITS}
 """What each target can be made in; FP32 alone, where it is not named."""
 QUANTISED_TOLERANCE = 0.1
 """Relative. 8 bits cost tiny networks up to a few percent; a file that is broken is off by 0.5 and more."""
+OF_OTHER_FILES = {suffix for format, suffix in SUFFIXES.items() if format is not Format.ONNX} | {  # noqa: A001
+    *(".npz", ".npy", ".csv", ".json", ".toml", ".html", ".py"),
+    *(".safetensors", ".pt", ".pth", ".bin", ".keras", ".h5", ".skops", ".joblib", ".pkl"),
+}
+"""What an ONNX file had better not be named: it would be taken for samples, weights or another format."""
 LEGACY_NOTE = "TorchScript is legacy: PyTorch has deprecated it for torch.export. Prefer --to pt2, or ONNX."
 
 
@@ -95,6 +101,7 @@ def convert(
     tolerance = tolerance or (PARITY_TOLERANCE if precision is Precision.FP32 else QUANTISED_TOLERANCE)
     if to is Format.ONNX:
         return convert_to_onnx(source, samples, out=out, opset=opset, axes=axes, tolerance=tolerance, progress=progress)
+    check_opset(opset)
     with committed(out) as partial, source_left_as_found(source):
         job = Job(
             name=source_name(source),
@@ -121,7 +128,8 @@ def _check_target(out: Path, to: Format, precision: Precision, max_sizes: Mappin
         expected = f"it with --to executorch only: {to.value} takes any size"
         raise InvalidOption(option="--max-size", value=f"{label}={size}", expected=expected)
     suffix = SUFFIXES[to]
-    if to is not Format.ONNX and out.suffix != suffix:
+    is_mistaken = out.suffix.lower() in OF_OTHER_FILES if to is Format.ONNX else out.suffix != suffix
+    if is_mistaken:
         raise InvalidOption(option="--out", value=str(out), expected=f"a name that ends with {suffix}, for {to.value}")
 
 

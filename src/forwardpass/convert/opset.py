@@ -13,30 +13,38 @@ import onnx
 from onnx import defs, version_converter
 
 from forwardpass.convert.graphs import STANDARD_DOMAINS, all_nodes, opset_of
-from forwardpass.errors import InvalidModel, OpsetUnavailable
+from forwardpass.errors import InvalidModel, InvalidOption, OpsetUnavailable
 from forwardpass.runtimes import RuntimeOptions
 from forwardpass.runtimes.onnx import OnnxRuntime
 
-__all__ = ["set_opset"]
+__all__ = ["check_known", "set_opset"]
+
+_OLDEST = 7
+"""Of those before, onnx's converter and ONNX Runtime know too little."""
 
 _OPERATOR = re.compile(r"(?:for|of|for op) (?P<operator>[A-Z]\w+)")
 """How onnx's converter names what it stumbles on: `No Adapter From Version $14 for Relu`."""
+
+
+def check_known(opset: int) -> None:
+    """Raise `InvalidOption` for a version of the operators that the installed libraries do not know."""
+    newest = defs.onnx_opset_version()
+    if not _OLDEST <= opset <= newest:
+        expected = f"{_OLDEST} to {newest}, which the installed onnx {onnx.__version__} knows"
+        raise InvalidOption(option="--opset", value=str(opset), expected=expected)
 
 
 def set_opset(path: Path, opset: int, *, name: str) -> None:
     """Rewrite the ONNX file at `path` in another version of the standard operators.
 
     Raises:
-        OpsetUnavailable: an operator of the model does not exist in that version, or cannot be expressed in it, or
-            the installed libraries do not know the version.
+        InvalidOption: the installed onnx does not know the version.
+        OpsetUnavailable: an operator of the model does not exist in that version, or cannot be expressed in it.
     """
     model = onnx.load(str(path))
     found = opset_of(model)
     if found == opset:
         return
-    if opset > defs.onnx_opset_version():
-        reason = f"the installed onnx {onnx.__version__} knows opsets up to {defs.onnx_opset_version()}"
-        raise OpsetUnavailable(source=name, opset=opset, found=found, reason=reason)
     _check_operators_exist(model, opset, name)
     onnx.save(_rewritten(model, opset, name), str(path))
     try:

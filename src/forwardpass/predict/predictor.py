@@ -57,8 +57,9 @@ def verify_variant(bundle: Bundle, name: str | None = None) -> GoldenCheck:
 class Predictor:
     """A bundle that answers in this process. Calls from several threads are run one after another."""
 
-    def __init__(self, bundle: Bundle, runtime: Runtime, processor: Processor | None) -> None:
+    def __init__(self, bundle: Bundle, variant: str, runtime: Runtime, processor: Processor | None) -> None:
         self._bundle = bundle
+        self._variant = variant
         self._runtime = runtime
         self._processor = processor
         self._lock = threading.Lock()
@@ -86,7 +87,15 @@ class Predictor:
         runtime = _in_exact_batches(runtime, bundle.variant(variant), same_answer, num_threads)
         record = bundle.manifest.processor
         processor = open_processor(record.name, bundle.locate(record.folder), bundle.signature) if record else None
-        return cls(bundle, runtime, processor)
+        return cls(bundle, bundle.variant(variant).name, runtime, processor)
+
+    def __repr__(self) -> str:
+        """Name the bundle and its variant, with what goes in and what comes out, on one line."""
+        inputs, outputs = (
+            ", ".join(f"{spec.name} {spec}" for spec in specs)
+            for specs in (self.signature.inputs, self.signature.outputs)
+        )
+        return f"<Predictor {self._bundle.name}, {self._variant}: {inputs} → {outputs}>"
 
     @property
     def signature(self) -> Signature:

@@ -5,8 +5,9 @@ Each function imports its layer when it is called: who only profiles must not pa
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,8 +24,11 @@ from forwardpass.samples import load_splits
 from forwardpass.wiring.inputs import (
     calls_for,
     check_fits,
+    check_floor,
     checked_name,
     conversion_source,
+    naming_samples,
+    naming_samples_of_a_profile,
     no_progress,
     resolve_metric,
     side_by_side,
@@ -93,7 +97,8 @@ def profile_model(
     ):
         variants = side_by_side([given.path, *map(str, against)], weights=plain)
         calls = calls_for(variants[0], data, chosen.batch_sizes, axis_sizes or {})
-        profiles = profile_variants(variants, calls, settings=chosen, progress=progress)
+        with naming_samples_of_a_profile(data, variants[0], calls):
+            profiles = profile_variants(variants, calls, settings=chosen, progress=progress)
     return ProfileReport(model=str(model), profiles=profiles, machine=describe_machine())
 
 
@@ -136,6 +141,7 @@ def convert_model(
 
     samples = load_splits(data).calibration if data else None
     with (
+        naming_samples(data),
         plain_weights(weights, trust_pickle=trust_pickle) as plain,
         plain_model(str(model), samples, trust_pickle=trust_pickle, progress=progress) as given,
     ):
@@ -225,11 +231,13 @@ def optimize_model(
     splits = load_splits(data)
     chosen_metric = resolve_metric(metric, splits, higher_is_better=higher_is_better)
     chosen_settings, wishes = settings or OptimizeSettings(), lean or LeanSettings()
+    check_floor(chosen_settings.floor, chosen_metric)
     lessons = load_lessons(wishes, splits)
     named = conversion_source(str(model), weights)
     check_fits(named, wishes, axes or {})
-    folder = _made_folder(Path(out))
     with (
+        _made_folder(Path(out)) as folder,
+        naming_samples(data),
         plain_weights(weights, trust_pickle=trust_pickle) as plain,
         plain_model(str(model), splits.calibration, trust_pickle=trust_pickle, progress=progress) as given,
     ):
@@ -279,8 +287,9 @@ def optimize_model(
     return found
 
 
-def _made_folder(path: Path) -> Path:
-    """Return the folder, made if need be.
+@contextlib.contextmanager
+def _made_folder(path: Path) -> Iterator[Path]:
+    """Yield the folder, made if need be; if then nothing comes to be in it, it is removed again.
 
     Raises:
         InvalidOption: there is a file of this name.
@@ -288,11 +297,17 @@ def _made_folder(path: Path) -> Path:
     """
     if path.exists() and not path.is_dir():
         raise InvalidOption(option="--out", value=str(path), expected="a folder, and this is a file")
+    is_new = not path.is_dir()
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise StorageFailed(path=str(path), reason=error.strerror or str(error)) from error
-    return path
+    try:
+        yield path
+    finally:
+        if is_new:
+            with contextlib.suppress(OSError):  # it holds something
+                path.rmdir()
 
 
 def _write_report(folder: Path, name: str, conversion: Conversion, found: Optimization) -> None:
@@ -356,13 +371,16 @@ def ship_model(
     splits = load_splits(data)
     if processor:
         open_processor(processor, Path(processor_folder), signature_of_samples(splits.calibration))
-    wishes = lean or LeanSettings()
+    chosen_metric = resolve_metric(metric, splits, higher_is_better=higher_is_better)
+    chosen_settings, wishes = settings or OptimizeSettings(), lean or LeanSettings()
+    check_floor(chosen_settings.floor, chosen_metric)
     student = wishes.student
     load_lessons(wishes, splits)  # what is wrong with them is told before the conversion
     named = conversion_source(str(model), weights)
     check_fits(named, wishes, axes or {})
     key = source_key(named)
     with (
+        naming_samples(data),
         plain_weights(weights, trust_pickle=trust_pickle) as plain,
         plain_model(str(model), splits.calibration, trust_pickle=trust_pickle, progress=progress) as given,
     ):
@@ -372,8 +390,8 @@ def ship_model(
             splits=splits,
             name=checked_name(name or Path(out).absolute().name),
             out=Path(out),
-            metric=resolve_metric(metric, splits, higher_is_better=higher_is_better),
-            settings=settings or OptimizeSettings(),
+            metric=chosen_metric,
+            settings=chosen_settings,
             opset=opset,
             axes=axes or {},
             lean=wishes,

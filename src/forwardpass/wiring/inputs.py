@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.util
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,9 +16,17 @@ from forwardpass.core.calls import CallSets, calls_from_samples, random_calls
 from forwardpass.core.metrics import METRICS, Metric, user_metric
 from forwardpass.core.references import is_reference, resolve_reference
 from forwardpass.core.samples import SampleSplits
+from forwardpass.core.slo import QualityFloor
 from forwardpass.core.tensors import BATCH_AXIS, Signature
 from forwardpass.core.variants import Format, Precision, Variant
-from forwardpass.errors import InvalidMetric, InvalidOption, InvalidSamples, SourceNotFound
+from forwardpass.errors import (
+    InvalidMetric,
+    InvalidModel,
+    InvalidOption,
+    InvalidSamples,
+    SourceNotFound,
+    TensorMismatch,
+)
 from forwardpass.runtimes import RuntimeOptions, format_of, is_saved_model, is_torch_path, open_runtime
 from forwardpass.samples import load_splits
 
@@ -29,8 +38,11 @@ __all__ = [
     "bundled_variants",
     "calls_for",
     "check_fits",
+    "check_floor",
     "checked_name",
     "conversion_source",
+    "naming_samples",
+    "naming_samples_of_a_profile",
     "no_progress",
     "resolve_metric",
     "side_by_side",
@@ -114,6 +126,32 @@ def calls_for(
     return random_calls(signature, batch_sizes, axis_sizes)
 
 
+@contextlib.contextmanager
+def naming_samples(data: str | None) -> Iterator[None]:
+    """Say of tensors that do not fit the model which samples they are from."""
+    try:
+        yield
+    except TensorMismatch as error:
+        if data is None:
+            raise
+        reason = f"the input '{error.tensor}' {error.reason}; expected {error.expected}"
+        raise InvalidSamples(origin=data, reason=reason) from error
+
+
+@contextlib.contextmanager
+def naming_samples_of_a_profile(data: str | None, variant: Variant, calls: CallSets) -> Iterator[None]:
+    """Do that where a measuring process refuses them: it knows no files, and a model is loaded again only then."""
+    try:
+        yield
+    except InvalidModel:
+        if data is not None and variant.format is not Format.TORCH:
+            signature = open_runtime(variant.format, variant.location, options=RuntimeOptions()).signature
+            with naming_samples(data):
+                for call in (call for same_size in calls.values() for call in same_size):
+                    signature.validate(call)
+        raise
+
+
 def _check_axes(signature: Signature, axis_sizes: Mapping[str, int]) -> None:
     known = {dim for spec in signature.inputs for dim in spec.shape if isinstance(dim, str)} - {BATCH_AXIS}
     for name in axis_sizes.keys() - known:
@@ -176,6 +214,17 @@ def source_key(source: TorchSource | Path) -> str:
     for file in files:
         digest.update(hashlib.sha256(file.read_bytes()).digest())
     return digest.hexdigest()
+
+
+def check_floor(floor: QualityFloor, metric: Metric) -> None:
+    """Refuse a share of a score that would let every variant pass; an error may well double.
+
+    Raises:
+        InvalidOption: the share is 100 % or more.
+    """
+    if metric.higher_is_better and floor.is_relative and floor.max_drop >= 1:
+        expected = f"a share below 100%: of the metric '{metric.name}', more is better, and nothing would be left of it"
+        raise InvalidOption(option="--max-drop", value=f"{floor.max_drop * 100:g}%", expected=expected)
 
 
 def resolve_metric(name: str | None, splits: SampleSplits, *, higher_is_better: bool) -> Metric:
