@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -17,6 +18,8 @@ from urllib.request import Request, urlopen
 import numpy as np
 import onnxruntime as ort
 import pytest
+
+from forwardpass.serve.server import SAME_SIGNAL_S
 
 
 def serving(folder: Path, arguments: list[str], temporary: Path) -> subprocess.Popen[str]:
@@ -100,6 +103,24 @@ def test_impatience_while_a_model_loads_leaves_nothing(
         time.sleep(0.05)
     server.communicate(timeout=60)
     assert leftovers(tmp_path) == []
+
+
+def test_a_second_signal_while_it_profiles_itself_leaves_nothing(user_folder: Path, tmp_path: Path) -> None:
+    server = serving(user_folder, ["model.onnx"], tmp_path)
+    assert server.stderr is not None
+    ready = next(line for line in server.stderr if "ready on http://" in line)
+    while not any(tmp_path.glob("**/forwardpass-profile-*")):
+        time.sleep(0.005)
+    with socket.create_connection(("127.0.0.1", int(ready.rpartition(":")[2]))) as client:
+        client.sendall(b"POST /v2/models/model/infer HTTP/1.1\r\nHost: here\r\nContent-Length: 9\r\n\r\n{")
+        time.sleep(0.1)  # until it is read, and has to be waited for
+        server.send_signal(signal.SIGTERM)
+        next(line for line in server.stderr if "draining" in line)
+        time.sleep(2 * SAME_SIGNAL_S)  # what comes sooner counts as the same signal
+        server.send_signal(signal.SIGTERM)
+        server.communicate(timeout=60)
+    assert server.returncode == 1
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_bundle_needs_no_folder(user_folder: Path, tmp_path: Path) -> None:

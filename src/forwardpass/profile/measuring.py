@@ -77,17 +77,20 @@ def profile_variants(
     settings: ProfileSettings,
     progress: Progress,
     has_time: Callable[[], bool] = lambda: True,
+    scratch: Path | None = None,
 ) -> tuple[VariantProfile, ...]:
     """Measure every variant and return the profiles in the same order.
 
     Batch sizes are those of `settings` that `calls` holds, and the smallest of `calls` in any case. When the time is
     over, the smallest batch with the first number of threads and one cold start are still measured, and nothing else.
 
+    The inputs are kept in the folder `scratch` meanwhile, or in a temporary one.
+
     Raises:
         ForwardpassError: a variant cannot be loaded; the error is that of its runtime.
         ChildFailed: a process ended or hung before it answered.
     """
-    with _session(variants, calls, settings, progress, has_time) as session:
+    with _session(variants, calls, settings, progress, has_time, scratch) as session:
         for num_threads in settings.thread_counts:
             if num_threads == settings.thread_counts[0] or has_time():
                 _sweep(session, num_threads)
@@ -134,9 +137,10 @@ def _session(
     settings: ProfileSettings,
     progress: Progress,
     has_time: Callable[[], bool] = lambda: True,
+    scratch: Path | None = None,
 ) -> Iterator[_Session]:
     """Write the calls where the children will read them, for as long as they do."""
-    with tempfile.TemporaryDirectory(prefix="forwardpass-profile-") as folder:
+    with tempfile.TemporaryDirectory(prefix="forwardpass-profile-", dir=scratch) as folder:
         paths = _save_calls(calls, settings, Path(folder))
         yield _Session(
             records={variant.name: _Record(variant=variant) for variant in variants},

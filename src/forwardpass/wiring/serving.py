@@ -246,7 +246,9 @@ def _profile_in_background(server: Server, name: str, bundle: Bundle) -> None:
     def measure() -> None:
         calls = random_calls(bundle.signature, settings.batch_sizes, {})
         with contextlib.suppress(ForwardpassError, RuntimeError, OSError):  # the server may have stopped meanwhile
-            (profile,) = profile_variants([variant], calls, settings=settings, progress=no_progress)
+            (profile,) = profile_variants(
+                [variant], calls, settings=settings, progress=no_progress, scratch=bundle.path.parent
+            )
             loop.call_soon_threadsafe(server.learn_table, name, profile.latency_tables()[0])
 
     threading.Thread(target=measure, name="background-profile", daemon=True).start()
