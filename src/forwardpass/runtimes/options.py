@@ -17,12 +17,10 @@ def num_available_cores() -> int:
 class RuntimeOptions:
     """How a variant is run.
 
-    `allow_spinning` lets idle threads of the runtime wait busily, which shortens a call on an otherwise idle
-    machine and steals the processor from everything else on a shared one. `packs_weights` lets a runtime lay out the
-    weights for its kernels while it loads; without it a start is shorter, calls are longer and, with ONNX Runtime, the
-    last bits of an answer depend on the size of the batch: it is there to be measured, not to be served with.
+    `packs_weights` lets a runtime lay out the weights for its kernels while it loads; without it a start is shorter,
+    calls are longer and, with ONNX Runtime, the last bits of an answer depend on the size of the batch: it is there to
+    be measured, not to be served with.
     """
 
     num_threads: int = 1
-    allow_spinning: bool = False
     packs_weights: bool = True
