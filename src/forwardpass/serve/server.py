@@ -289,9 +289,12 @@ async def _serve(
 
 
 def ending_signals() -> tuple[signal.Signals, ...]:
-    """Return the signals that ask a server to end; the loss of its terminal does not where `nohup` ignores it."""
-    asking = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
-    return tuple(number for number in asking if signal.getsignal(number) is not signal.SIG_IGN)
+    """Return the signals that ask a server to end; the loss of its terminal does not where `nohup` ignores it.
+
+    A shell lets what it starts in the background ignore SIGINT and SIGQUIT, which then are meant for the server alone.
+    """
+    asking = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
+    return asking if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else (*asking, signal.SIGHUP)
 
 
 async def _serve_until(stopping: asyncio.Event, config: ServeConfig, on_ready: Callable[[Server], None] | None) -> None:
