@@ -18,7 +18,16 @@ from forwardpass.core.samples import SampleGroup, Samples, SampleSplits, split_s
 from forwardpass.core.slo import QualityFloor
 from forwardpass.core.variants import Format, Precision, Variant
 from forwardpass.errors import InvalidOption
-from forwardpass.optimize import Optimization, OptimizeSettings, Target, brevity, comparing, making, optimize_model
+from forwardpass.optimize import (
+    Optimization,
+    OptimizeSettings,
+    Target,
+    brevity,
+    comparing,
+    making,
+    optimize_model,
+    optimizing,
+)
 from forwardpass.optimize.candidates import MIXED, WHOLE, Blueprint, Workshop, build
 from forwardpass.optimize.forecast import Forecast
 from forwardpass.optimize.gains import measure_gains
@@ -46,10 +55,20 @@ def splits() -> SampleSplits:
     return split_samples(Samples(groups=(SampleGroup(inputs={"pixels": pixels}),)), origin="test")
 
 
-def search(model: Variant, folder: Path, settings: OptimizeSettings | None = None) -> Optimization:
+def search(
+    model: Variant, folder: Path, settings: OptimizeSettings | None = None, also: Sequence[Variant] = ()
+) -> Optimization:
     folder.mkdir(exist_ok=True)
-    settings = settings or OptimizeSettings(profile=TINY)
-    return optimize_model(model, model, splits(), METRICS["cosine"], workdir=folder, settings=settings, progress=silent)
+    return optimize_model(
+        model,
+        model,
+        splits(),
+        METRICS["cosine"],
+        workdir=folder,
+        settings=settings or OptimizeSettings(profile=TINY),
+        progress=silent,
+        also=also,
+    )
 
 
 VICTIM = """
@@ -149,7 +168,7 @@ def test_a_brief_search_makes_what_promises_and_measures_what_is_fastest_at_a_gl
     saved_s = {"int8-static": 8e-4, WHOLE: 7e-4, "int8-dynamic": 1e-4, "int8-static-smooth": 8e-4, MIXED: 8.1e-4}
     saved_s["int8-dynamic-smooth"] = saved_s["int8-dynamic"]
     forecast = Forecast(saved_s={**saved_s, "onnx-graph": 0.0, "fp16-storage": 0.0, "int4-weights": -1.0})
-    monkeypatch.setattr(making, "forecast_savings", lambda *_: forecast)
+    monkeypatch.setattr(optimizing, "forecast_savings", lambda *_: forecast)
     monkeypatch.setattr(brevity, "glance_at_files", seconds_of(int8_static=2e-4, int8_static_whole=3e-4))
     result = search(model, tmp_path / "work", BRIEF)
     assert [it.variant.name for it in result.candidates if it.profile is not None] == ["onnx-fp32", "int8-static"]
@@ -171,12 +190,23 @@ def test_a_brief_search_makes_everything_when_what_promised_most_is_not_faster(
     model: Variant, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     forecast = Forecast(saved_s={"int8-static": 1.0, WHOLE: 1.0, "int8-dynamic": 0.1, "onnx-graph": 0.0})
-    monkeypatch.setattr(making, "forecast_savings", lambda *_: forecast)
+    monkeypatch.setattr(optimizing, "forecast_savings", lambda *_: forecast)
     monkeypatch.setattr(brevity, "glance_at_files", seconds_of())
     result = search(model, tmp_path / "work", BRIEF)
     assert not result.left_out
     names = {it.variant.name for it in result.candidates}
     assert names >= {"onnx-graph", "fp16-storage", "int8-dynamic", "int8-static", WHOLE}
+
+
+def test_a_forecast_that_was_wrong_stays_forgotten_when_leaner_networks_are_quantised(
+    model: Variant, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leaner = replace(model, name="pruned", location=str(write_cnn(tmp_path / "pruned.onnx")))
+    monkeypatch.setattr(brevity, "glance_at_files", seconds_of(int8_static_whole=2e-3))
+    result = search(model, tmp_path / "work", BRIEF, also=[leaner])
+    assert not result.left_out
+    assert result.find(WHOLE).profile is not None
+    assert result.find("pruned-int8-static").profile is not None
 
 
 def test_a_brief_search_that_misses_the_floor_with_what_promises_goes_on(model: Variant, tmp_path: Path) -> None:

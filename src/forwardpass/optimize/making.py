@@ -17,7 +17,6 @@ from forwardpass.errors import ForwardpassError, MissingExtra, NothingGained, No
 from forwardpass.optimize.brevity import is_any_faster, needless_beside
 from forwardpass.optimize.candidates import WHOLE, Blueprint, Workshop, blueprints, build, folded
 from forwardpass.optimize.entries import SHARE_OF_MAKING, SHARE_OF_SCORING, Entry, Search, as_sentence
-from forwardpass.optimize.forecast import forecast_savings
 from forwardpass.optimize.gains import measure_gains, slower_dynamic, slower_static
 from forwardpass.optimize.results import content_key, hash_file
 from forwardpass.optimize.sampling import RUNS_OF_CALIBRATION
@@ -149,8 +148,6 @@ def measure_nodes(workshop: Workshop, search: Search, progress: Progress) -> Wor
         num_rows=search.num_rows,
         has_time=lambda: search.budget.left_s >= enough_s,
     )
-    if search.settings.is_brief:
-        search.forecast = forecast_savings(folded(workshop), gains)
     return replace(workshop, gains=gains)
 
 

@@ -15,9 +15,10 @@ from forwardpass.core.version import VERSION
 from forwardpass.errors import InvalidModel, InvalidOption
 from forwardpass.optimize.brevity import choose_finalists
 from forwardpass.optimize.budget import Budget, Pace
-from forwardpass.optimize.candidates import Workshop
+from forwardpass.optimize.candidates import Workshop, folded
 from forwardpass.optimize.comparing import profile_all
 from forwardpass.optimize.entries import Entry, Search
+from forwardpass.optimize.forecast import forecast_savings
 from forwardpass.optimize.making import make_all, measure_nodes
 from forwardpass.optimize.probe import int8_saturates
 from forwardpass.optimize.results import ResultStore, content_key, hash_file
@@ -104,6 +105,8 @@ def optimize_model(
         made: list[Entry] = []
         if Route.ONNX in settings.routes:
             workshop = measure_nodes(workshop, search, progress)
+            if settings.is_brief and workshop.gains:
+                search.forecast = forecast_savings(folded(workshop), workshop.gains)
             made += make_all(workshop, search, scorer, metric, needed, progress)
         others = [Entry(variant=variant) for variant in also]
         if Route.TORCH in settings.routes:
@@ -122,7 +125,7 @@ def optimize_model(
         workshop.tidy()
     entries = choose_finalists(entries, baseline, scorer, search, needed=needed)
     entries = profile_all(entries, splits.validation, search, progress, needed=needed)
-    choice = choose_entry(entries, baseline, metric, settings)
+    choice = choose_entry(entries, baseline, metric, settings, floor=scorer.floor)
     machine = describe_machine()
     situation = Situation(machine=machine, saturates=saturates, layers=search.layers, target=settings.target)
     return Optimization(
@@ -142,6 +145,7 @@ def optimize_model(
             splits.validation,
             metric,
             settings,
+            floor=scorer.floor,
             has_matrices=bool(search.layers) or not any(map(_found_nothing, entries)),
         ),
         num_calibration=len(calibration),

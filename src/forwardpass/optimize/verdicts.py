@@ -20,16 +20,18 @@ from forwardpass.optimize.results import hash_file
 from forwardpass.optimize.values import Candidate, FileHash, OptimizeSettings, Target, Verdict
 from forwardpass.runtimes import companions
 
-__all__ = ["caution_about", "choose_entry", "describe_entry", "floor_score"]
+__all__ = ["caution_about", "choose_entry", "describe_entry"]
 
 
-def choose_entry(entries: Sequence[Entry], baseline: Variant, metric: Metric, settings: OptimizeSettings) -> Choice:
+def choose_entry(
+    entries: Sequence[Entry], baseline: Variant, metric: Metric, settings: OptimizeSettings, *, floor: float
+) -> Choice:
     """Judge all candidates by the evidence on them, and choose one."""
     own = next(entry for entry in entries if entry.variant.name == baseline.name)
     return choose(
         [_facts(entry, own, settings) for entry in entries if not entry.failure],
         baseline=baseline.name,
-        floor_score=floor_score(entries[0], metric, settings),
+        floor_score=floor,
         higher_is_better=metric.higher_is_better,
         target=settings.target,
         metric=metric.name,
@@ -55,12 +57,6 @@ def _gain(entry: Entry, baseline: Entry, settings: OptimizeSettings) -> Measurem
     assert entry.profile is not None, "what did not fail was profiled"
     assert baseline.profile is not None, "the baseline was profiled"
     return gain_at(settings.target, entry.profile, baseline.profile, prices=settings.prices)
-
-
-def floor_score(source: Entry, metric: Metric, settings: OptimizeSettings) -> float:
-    """Return the score that a variant has to keep, from what is allowed and the score of the source."""
-    assert source.validation is not None, "the source was scored first"
-    return settings.floor.limit(source.validation.value, higher_is_better=metric.higher_is_better)
 
 
 def describe_entry(
@@ -114,13 +110,14 @@ def caution_about(
     metric: Metric,
     settings: OptimizeSettings,
     *,
+    floor: float,
     has_matrices: bool,
 ) -> tuple[str, ...]:
     """Return what makes the result weaker than it looks, a sentence each."""
     findings = Findings(
         metric=metric,
         floor=settings.floor,
-        floor_score=floor_score(entries[0], metric, settings),
+        floor_score=floor,
         num_calibration=len(calibration),
         range_distance=_range_distance(entries),
         validation=validation,
