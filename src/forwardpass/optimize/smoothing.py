@@ -233,6 +233,9 @@ class _Graph:
             node.input[0] = divided
         place = min(list(self._graph.node).index(node) for node in nodes)
         self._graph.node.insert(place, division)
+        for known in [it for it in (*self._graph.value_info, *self._graph.input) if it.name == name]:
+            self._graph.value_info.append(known)
+            self._graph.value_info[-1].name = divided
 
     def tidy(self) -> None:
         """Drop the constants that nobody reads any more."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from forwardpass.optimize.calibration import CalibrationMethod, Range, TensorHis
 from forwardpass.optimize.library import onnx
 from forwardpass.optimize.naming import load_named
 from forwardpass.optimize.quiet import quiet_quantizer
+from forwardpass.optimize.weight_scales import scale_overrides
 from forwardpass.runtimes import RuntimeOptions
 from forwardpass.runtimes.onnx import OnnxRuntime, save_optimised
 
@@ -172,9 +173,12 @@ def write_static(
 
     ranges = {name: choose_range(histogram, method) for name, histogram in plan.histograms.items()}
     tensors = {name: TensorData(lowest=_array(r, "low"), highest=_array(r, "high")) for name, r in ranges.items()}
+    model, chosen = load_named(source), set(plan.nodes)
+    written = [node for node in model.graph.node if node.name in chosen]
+    _skip_inference_of_known(model, plan.histograms)
     with quiet_quantizer():
         quantizer = QDQQuantizer(
-            load_named(source),
+            model,
             per_channel=True,
             reduce_range=reduce_range,
             weight_qType=QuantType.QInt8,
@@ -186,6 +190,7 @@ def write_static(
             extra_options={
                 "MatMulConstBOnly": True,
                 "OpTypesToExcludeOutputQuantization": list(MATRIX_OPERATORS),
+                "TensorQuantOverrides": scale_overrides(model, written, reduce_range=reduce_range),
             },
         )
         quantizer.quantize_model()
@@ -196,12 +201,24 @@ _FROM_GEMM = "_MatMul"
 """What onnxruntime's quantiser appends to the name of a Gemm when it makes a MatMul and an Add of it, before it looks
 at the names that it was given."""
 
+_TYPES_ARE_KNOWN = ("onnx.infer", "onnxruntime.quant")
+"""How onnxruntime's tools mark a file whose shapes they have inferred."""
+
 _EMPTY = np.zeros(1, np.float32)
 
 
 def _ends(node: onnx.NodeProto) -> tuple[str, ...]:
     """Return the tensors that a node reads and writes, besides its constants."""
     return (*node.input[: 2 if node.op_type == "Add" else 1], node.output[0])
+
+
+def _skip_inference_of_known(model: onnx.ModelProto, names: Iterable[str]) -> None:
+    """Mark a model in which the types of these tensors are known, so that the writer does not infer them once more."""
+    graph = model.graph
+    known = {value.name for value in (*graph.value_info, *graph.input, *graph.output)}
+    if known.issuperset(names):
+        mark = model.metadata_props.add()
+        mark.key, mark.value = _TYPES_ARE_KNOWN
 
 
 def _array(ends: Range, name: str) -> Array:
