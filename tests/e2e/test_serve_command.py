@@ -133,6 +133,10 @@ def test_a_bundle_needs_no_folder(user_folder: Path, tmp_path: Path) -> None:
     [
         (["--variant", "nope"], "Invalid value 'nope' for --variant: expected one of as-is."),
         (["--tls-key", "key.pem"], "--tls-cert is missing: expected the certificate that --tls-key belongs to."),
+        (
+            ["--tls-client-ca", "ca.pem"],
+            "--tls-cert is missing: expected one of the server, too, if clients need a certificate (--tls-client-ca).",
+        ),
     ],
 )
 def test_a_mistake_is_told_alone(user_folder: Path, tmp_path: Path, arguments: list[str], sentence: str) -> None:

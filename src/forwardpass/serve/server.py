@@ -334,24 +334,38 @@ def _is_loopback(host: str) -> bool:
 
 def _tls(settings: ServeSettings) -> ssl.SSLContext | None:
     if settings.certificate is None:
-        if settings.private_key is not None or settings.client_ca is not None:
+        if settings.private_key is not None:
             raise InvalidOption(option="--tls-cert", value="", expected="the certificate that --tls-key belongs to")
+        if settings.client_ca is not None:
+            expected = "one of the server, too, if clients need a certificate (--tls-client-ca)"
+            raise InvalidOption(option="--tls-cert", value="", expected=expected)
         return None
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     try:
         context.load_cert_chain(settings.certificate, settings.private_key)
-        if settings.client_ca is not None:
-            context.load_verify_locations(settings.client_ca)
-            context.verify_mode = ssl.CERT_REQUIRED
-    except (OSError, ssl.SSLError) as error:
-        reason = "the key is missing, see --tls-key" if settings.private_key is None else error.strerror or error
-        expected = f"PEM files of a certificate and its key ({_without_source(str(reason))})"
+    except OSError as error:
+        reason = "the key is missing, see --tls-key" if settings.private_key is None else _reason(error)
+        expected = f"PEM files of a certificate and its key ({reason})"
         raise InvalidOption(option="--tls-cert", value=str(settings.certificate), expected=expected) from error
+    if settings.client_ca is not None:
+        try:
+            context.load_verify_locations(settings.client_ca)
+        except OSError as error:
+            expected = f"a PEM file of certificates ({_reason(error)})"
+            raise InvalidOption(option="--tls-client-ca", value=str(settings.client_ca), expected=expected) from error
+        context.verify_mode = ssl.CERT_REQUIRED
     return context
 
 
-def _without_source(reason: str) -> str:
+def _reason(error: OSError) -> str:
     """Put OpenSSL's error into words, without the line of the interpreter's source where it was seen."""
-    words = reason.partition(" (_ssl.c")[0].removeprefix("[SSL] ")
-    return "they cannot be read as such" if words == "PEM lib" else words.lower()
+    words = str(error.strerror or error).partition(" (_ssl.c")[0].removeprefix("[SSL] ")
+    return _OPENSSL_SAYS.get(words) or words.lower()
+
+
+_OPENSSL_SAYS = {
+    "PEM lib": "they cannot be read as such",
+    "[X509: KEY_VALUES_MISMATCH] key values mismatch": "the key is not that of the certificate",
+    "[X509: NO_CERTIFICATE_OR_CRL_FOUND] no certificate or crl found": "there is no certificate in it",
+}
