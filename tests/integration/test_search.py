@@ -174,12 +174,12 @@ def test_a_brief_search_makes_what_promises_and_measures_what_is_fastest_at_a_gl
     assert [it.variant.name for it in result.candidates if it.profile is not None] == ["onnx-fp32", "int8-static"]
     assert {line.split(": ")[0]: line.split(": ")[1] for line in result.left_out} == {
         "onnx-graph and fp16-storage were not made": "the arithmetic is that of the float model",
-        "int8-dynamic and int8-dynamic-smooth were not made": "its nodes save 0.1 ms of a call, those of int8-static, "
-        "which keeps the floor, 0.8 ms; requests could not share a batch",
+        "int8-dynamic and int8-dynamic-smooth were not made": "foretold to save 100 µs of a call, where "
+        "int8-static, which keeps the floor, saves 800 µs; requests could not share a batch",
         "int8-static-smooth was not made": "int8-static, which is as fast, keeps the floor with half of what may "
         "be lost to spare",
-        "int8-mixed was not made": "its nodes save 0.81 ms of a call, those of int8-static, which keeps the floor, "
-        "0.8 ms; it would take a search of its own",
+        "int8-mixed was not made": "foretold to save 810 µs of a call, where int8-static, which keeps the floor, "
+        "saves 800 µs; it would take a search of its own",
         "int4-weights was not made": "no node would be faster than in float",
         "int8-static-whole was not measured": "at a glance it takes 1.5 times as long as int8-static",
     }

@@ -81,13 +81,17 @@ class QualityFloor:
         return cls(max_drop=max_drop, is_relative=is_relative)
 
     def limit(self, source_score: float, *, higher_is_better: bool) -> float:
-        """Return the worst score that is still acceptable.
-
-        A share of nothing would allow nothing: where the source scores 0 (its error against itself), a share of
-        `1%` allows an error of 0.01. Of a drop and an absolute floor, the stricter counts.
-        """
-        drop = (abs(source_score) or 1.0) * self.max_drop if self.is_relative else self.max_drop
+        """Return the worst score that is still acceptable: of a drop and an absolute floor, the stricter counts."""
+        drop = self.drop(source_score)
         limit = source_score - drop if higher_is_better else source_score + drop
         if self.absolute is None:
             return limit
         return max(limit, self.absolute) if higher_is_better else min(limit, self.absolute)
+
+    def drop(self, source_score: float) -> float:
+        """Return how much of the source's score may be lost.
+
+        A share of nothing would allow nothing: where the source scores 0 (its error against itself), a share of
+        `1%` allows an error of 0.01.
+        """
+        return (abs(source_score) or 1.0) * self.max_drop if self.is_relative else self.max_drop

@@ -24,6 +24,7 @@ from forwardpass.optimize.naming import load_named
 from forwardpass.optimize.weighting import WEIGHTS
 from forwardpass.optimize.weights import FORMS
 from forwardpass.optimize.writers import MATRIX_OPERATORS, QUANTISED_OPERATORS, whole_nodes
+from forwardpass.report.format import format_seconds
 
 __all__ = ["Forecast", "forecast_savings"]
 
@@ -58,7 +59,7 @@ class Forecast:
 
         >>> forecast = Forecast(saved_s={"int8-static-whole": 2e-3, "int8-static-smooth": 1e-3})
         >>> forecast.needless("int8-static-smooth", held={"int8-static-whole": 0.1})
-        'its nodes save 1 ms of a call, those of int8-static-whole, which keeps the floor, 2 ms'
+        'foretold to save 1.00 ms of a call, where int8-static-whole, which keeps the floor, saves 2.00 ms'
         >>> forecast.needless("int8-static-smooth", held={})
         ''
         """
@@ -76,8 +77,8 @@ class Forecast:
         if best is None or name in ALWAYS_COMPARED or saved_s >= least * self.saved_s[best]:
             return ""
         return (
-            f"its nodes save {1e3 * saved_s:.2g} ms of a call, those of {best}, which keeps the floor, "
-            f"{1e3 * self.saved_s[best]:.2g} ms{f'; {UNHANDY[name]}' if name in UNHANDY else ''}"
+            f"foretold to save {format_seconds(saved_s)} of a call, where {best}, which keeps the floor, "
+            f"saves {format_seconds(self.saved_s[best])}{f'; {UNHANDY[name]}' if name in UNHANDY else ''}"
         )
 
 

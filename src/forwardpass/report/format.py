@@ -132,12 +132,12 @@ def _write(value: float, scale: _Scale) -> str:
 
 
 def _decimals(value: float) -> int:
-    """Return how many decimals show three significant digits.
+    """Return how many decimals show three significant digits; next to nothing is shown as 0.
 
-    >>> [_decimals(value) for value in (0.05, 0.5, 5, 50, 500, 0)]
-    [4, 3, 2, 1, 0, 0]
+    >>> [_decimals(value) for value in (0.05, 0.5, 5, 50, 500, 0, 1e-300)]
+    [4, 3, 2, 1, 0, 0, 0]
     """
     size = abs(value)
     if size == 0 or size >= 99.95:
         return 0
-    return next(decimals for decimals in range(1, 20) if size * 10**decimals >= 99.95)
+    return next((decimals for decimals in range(1, 20) if size * 10**decimals >= 99.95), 0)

@@ -8,6 +8,7 @@ from forwardpass.convert import Conversion
 from forwardpass.core.checklist import CheckLine, Verdict
 from forwardpass.core.measurement import Measurement
 from forwardpass.core.samples import SampleSplits
+from forwardpass.core.slo import QualityFloor
 from forwardpass.core.variants import BatchInvariance, Format
 from forwardpass.optimize import Candidate, Optimization, OptimizeSettings
 from forwardpass.profile import InvarianceVerdict, VariantProfile
@@ -16,8 +17,8 @@ from forwardpass.report.format import format_bytes, format_measurement, format_r
 
 __all__ = ["checklist", "quality_lines"]
 
-_WITHIN = "; its interval reaches the limit, which was set on the validation samples"
-"""Why a score below the limit keeps it: the test split is another draw of samples."""
+_WITHIN = "; its interval reaches the limit"
+"""Why a score below the limit keeps it: the test split is a draw of samples."""
 
 
 def checklist(
@@ -31,7 +32,7 @@ def checklist(
         *_profile_lines("profile", _source_name(source, conversion), source),
         _parity_line(conversion),
         _choice_line(chosen, optimization),
-        *quality_lines(chosen, optimization),
+        *quality_lines(chosen, optimization, settings.floor),
         *_profile_lines("result", chosen.variant.name, chosen),
         *_slo_lines(chosen, settings),
         _same_answer_line(chosen),
@@ -99,42 +100,58 @@ def _choice_line(chosen: Candidate, optimization: Optimization) -> CheckLine:
     )
 
 
-def quality_lines(chosen: Candidate, optimization: Optimization) -> Iterator[CheckLine]:
-    """Quote the test split; the limit is the floor that was set on validation."""
-    assert chosen.test is not None, "what is chosen was scored"
-    assert chosen.validation is not None, "what is chosen was scored"
-    sign = 1 if optimization.higher_is_better else -1
-    for split, score in (("validation", chosen.validation), ("test", chosen.test)):
-        is_met = sign * _kindest(score, optimization, split) >= sign * optimization.floor_score
-        is_by_interval = is_met and sign * score.value < sign * optimization.floor_score
-        yield CheckLine(
-            step="optimise",
-            what=f"{optimization.metric} on {split}",
-            number=_score(score),
-            limit=f"{optimization.floor_score:.4g}",
-            verdict=Verdict.MET if is_met else Verdict.MISSED,
-            note=f"{_difference(chosen)}{_WITHIN if is_by_interval else ''}"
-            if split == "test"
-            else "the split that the search may see",
-        )
+def quality_lines(chosen: Candidate, optimization: Optimization, floor: QualityFloor) -> Iterator[CheckLine]:
+    """Quote both splits, each beside the limit that the score of the source on it sets.
 
-
-def _kindest(score: Measurement, optimization: Optimization, split: str) -> float:
-    """Return what is compared with the floor.
-
-    On validation the value itself: it decided. The test split is another draw of samples, so it misses the floor only
-    if its whole interval does.
+    On validation the value decides, as it did in the search. The test split is another draw of samples: it misses a
+    drop only if the whole interval of the difference from the source does, sample by sample, and an absolute floor if
+    the interval of the score does.
     """
-    if split == "validation":
-        return score.value
+    assert chosen.validation is not None, "what is chosen was scored"
+    yield CheckLine(
+        step="optimise",
+        what=f"{optimization.metric} on validation",
+        number=_score(chosen.validation),
+        limit=f"{optimization.floor_score:.4g}",
+        verdict=_verdict(_is_kept(chosen.validation.value, optimization.floor_score, optimization)),
+        note="the split that the search may see",
+    )
+    yield _test_line(chosen, optimization, floor)
+
+
+def _test_line(chosen: Candidate, optimization: Optimization, floor: QualityFloor) -> CheckLine:
+    source, difference = optimization.candidates[0].test, chosen.test_difference
+    assert chosen.test is not None, "what is chosen was scored"
+    assert source is not None, "the source was scored first"
+    assert difference is not None, "what is chosen was scored beside the source"
+    limit = floor.limit(source.value, higher_is_better=optimization.higher_is_better)
+    sign = 1 if optimization.higher_is_better else -1
+    is_met = sign * _kindest(difference, optimization) >= -floor.drop(source.value) and (
+        floor.absolute is None or _is_kept(_kindest(chosen.test, optimization), floor.absolute, optimization)
+    )
+    is_by_interval = is_met and not _is_kept(chosen.test.value, limit, optimization)
+    low, high = difference.interval.low, difference.interval.high
+    note = f"{difference.value:+.4f} against the source ({low:+.4f} to {high:+.4f})"
+    return CheckLine(
+        step="optimise",
+        what=f"{optimization.metric} on test",
+        number=_score(chosen.test),
+        limit=f"{limit:.4g}",
+        verdict=_verdict(is_met),
+        note=f"{note}{_WITHIN}" if is_by_interval else note,
+    )
+
+
+def _is_kept(score: float, limit: float, optimization: Optimization) -> bool:
+    return score >= limit if optimization.higher_is_better else score <= limit
+
+
+def _kindest(score: Measurement, optimization: Optimization) -> float:
     return score.interval.high if optimization.higher_is_better else score.interval.low
 
 
-def _difference(chosen: Candidate) -> str:
-    difference = chosen.test_difference
-    assert difference is not None, "what is chosen was scored"
-    low, high = difference.interval.low, difference.interval.high
-    return f"{difference.value:+.4f} against the source ({low:+.4f} to {high:+.4f})"
+def _verdict(is_met: bool) -> Verdict:
+    return Verdict.MET if is_met else Verdict.MISSED
 
 
 def _slo_lines(chosen: Candidate, settings: OptimizeSettings) -> Iterator[CheckLine]:
@@ -150,7 +167,7 @@ def _slo_lines(chosen: Candidate, settings: OptimizeSettings) -> Iterator[CheckL
         what=f"latency p{percent:g}, one request at a time",
         number=format_measurement(value),
         limit=format_seconds(settings.slo.limit_s),
-        verdict=Verdict.MET if is_met else Verdict.MISSED,
+        verdict=_verdict(is_met),
         note="" if is_met else "try --target latency, a larger --max-drop, or more threads",
     )
 
