@@ -15,6 +15,7 @@ from forwardpass.optimize.candidates import Workshop, blueprints, build, folded
 from forwardpass.optimize.gains import measure_gains
 from forwardpass.optimize.mixing import MixedWork, build_mixed
 from forwardpass.optimize.results import ResultStore
+from forwardpass.optimize.terms import Terms
 from forwardpass.runtimes import RuntimeOptions, open_runtime
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
@@ -93,15 +94,15 @@ def test_a_floor_that_eight_bits_miss_holds_with_a_few_nodes_in_float(encoder: E
     assert encoder.cosine(build(static, workshop).location) < 0.999
     store = ResultStore(tmp_path / "search")
     gains = measure_gains(folded(workshop), encoder.calibration, store=store, reduce_range=False)
-    work = MixedWork(
+    terms = Terms(
         workshop=replace(workshop, gains=gains),
         store=store,
         key="minilm",
         score=lambda variant: encoder.cosine(variant.location),
         holds=lambda score: score >= 0.999,
         is_for_speed=True,
-        static_holds=False,
     )
+    work = MixedWork(terms=terms, static_holds=False)
     mixed = build_mixed(work)
     assert mixed is not None
     assert encoder.cosine(mixed.location) >= 0.999

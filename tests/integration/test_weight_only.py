@@ -21,6 +21,7 @@ from forwardpass.optimize.candidates import Workshop
 from forwardpass.optimize.gains import NodeGain
 from forwardpass.optimize.naming import load_named
 from forwardpass.optimize.results import ResultStore
+from forwardpass.optimize.terms import Terms
 from forwardpass.optimize.weighting import WeightWork, build_weights, evidence_of
 from forwardpass.optimize.weights import (
     ALL_FORMS,
@@ -175,7 +176,7 @@ def work_on(source: Path, *, floor: float, gains: dict[str, NodeGain] | None = N
         return 1 - float(np.linalg.norm(ask(Path(variant.location), x) - exact) / np.linalg.norm(exact))
 
     baseline = Variant(name="onnx-fp32", format=Format.ONNX, precision=Precision.FP32, location=str(source))
-    return WeightWork(
+    terms = Terms(
         workshop=Workshop(
             baseline=baseline,
             calibration=Samples(groups=(SampleGroup(inputs={"x": x}),)),
@@ -187,8 +188,8 @@ def work_on(source: Path, *, floor: float, gains: dict[str, NodeGain] | None = N
         score=score,
         holds=lambda found: found >= floor,
         is_for_speed=gains is not None,
-        gains=gains or {},
     )
+    return WeightWork(terms=terms, gains=gains or {})
 
 
 def write_uneven(path: Path) -> Path:
@@ -211,7 +212,7 @@ def test_in_4_bits_a_node_that_the_floor_needs_has_8(tmp_path: Path) -> None:
     assert (eight.precision, four.precision) == (Precision.INT8_WEIGHTS, Precision.INT4_WEIGHTS)
     assert work.kept[8] == {"great": FORMS[8][0], "even": FORMS[8][0]}
     assert work.kept[4] == {"great": FORMS[8][0], "even": FORMS[4][1]}
-    assert work.score(four) >= 0.985
+    assert work.terms.score(four) >= 0.985
     assert Path(four.location).stat().st_size < Path(eight.location).stat().st_size < source.stat().st_size
     assert "4 bits in blocks of 32=1 matrices, 8 bits in blocks of 64=1 matrices" in str(four.recipe.steps[-1])
     errors = {item.form: item.error for item in evidence_of(work, "great")}
@@ -227,7 +228,7 @@ def test_a_floor_that_allows_nothing_and_a_model_without_matrices_are_said(tmp_p
         build_weights(work_on(source, floor=1.0), 8)
     assert not (tmp_path / "int8-weights.onnx").exists()
     work = work_on(source, floor=0.0)
-    work.workshop.tidy()
+    work.terms.workshop.tidy()
     write(source, [helper.make_node("Relu", ["x"], ["y"], name="relu")], {})
     with pytest.raises(NothingToQuantise, match="no MatMul or Gemm with constant weights"):
         build_weights(work, 4)
@@ -253,7 +254,7 @@ def test_for_speed_a_node_that_is_not_surely_faster_stays_as_it_is(
     with pytest.raises(
         NothingGained, match=r"with 1 of 2 matrices in blocks the model is 0\.97 times as fast as in float"
     ):
-        build_weights(replace(work, key="not timed yet", kept={}), 8)
+        build_weights(replace(work, terms=replace(work.terms, key="not timed yet"), kept={}), 8)
 
 
 def test_where_no_node_is_faster_nothing_is_made_and_the_best_is_said(tmp_path: Path) -> None:

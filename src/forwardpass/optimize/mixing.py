@@ -10,7 +10,7 @@ from forwardpass.core.measurement import Measurement
 from forwardpass.core.variants import Format, Precision, Step, Variant
 from forwardpass.errors import NothingGained
 from forwardpass.optimize.calibration import CalibrationMethod
-from forwardpass.optimize.candidates import FOLDED, MIXED, NUM_TRIAL_SAMPLES, SMOOTHED, Workshop, completed, folded
+from forwardpass.optimize.candidates import FOLDED, MIXED, NUM_TRIAL_SAMPLES, SMOOTHED, completed, folded
 from forwardpass.optimize.gains import (
     Neighbours,
     NodeGain,
@@ -25,8 +25,9 @@ from forwardpass.optimize.knapsack import Item
 from forwardpass.optimize.library import onnx
 from forwardpass.optimize.mixed import MixedSearch, run_search
 from forwardpass.optimize.naming import load_named
-from forwardpass.optimize.results import ResultStore, content_key
+from forwardpass.optimize.results import content_key
 from forwardpass.optimize.sensitivity import node_errors
+from forwardpass.optimize.terms import Terms
 from forwardpass.optimize.values import LayerEvidence, SearchStep
 from forwardpass.optimize.writers import QUANTISED_OPERATORS, StaticPlan, plan_static, quantisable_nodes, write_static
 
@@ -37,28 +38,14 @@ BYTES_SAVED = 0.75
 LEAST_GAINS = (1.0, 1.4)
 """Of nodes with float at both ends, for the sets that are timed as whole files."""
 
-Score = Callable[[Variant], float]
-Holds = Callable[[float], bool]
-
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class MixedWork:
     """What is asked for, and the evidence that comes together on the way."""
 
-    workshop: Workshop
-    store: ResultStore
-    key: str
-    """A hash of everything that decides the outcome of a trial."""
-    score: Score
-    """The metric on the validation split."""
-    holds: Holds
-    """Whether a score keeps the floor."""
-    is_for_speed: bool
-    """False where bytes are to be saved, not time."""
+    terms: Terms
     static_holds: bool
     """Whether the variant with all nodes in 8 bits keeps the floor."""
-    num_rows: int = 1
-    has_time: Callable[[], bool] = lambda: True
     gains: dict[str, NodeGain] = field(default_factory=dict)
     errors: dict[str, float] = field(default_factory=dict)
     in_8_bits: frozenset[str] = frozenset()
@@ -68,8 +55,8 @@ class MixedWork:
     @property
     def source(self) -> Path:
         """The float file that nodes are quantised of: the smoothed one where smoothing helps."""
-        smoothed = self.workshop.folder / SMOOTHED
-        return smoothed if smoothed.is_file() else folded(self.workshop)
+        smoothed = self.terms.workshop.folder / SMOOTHED
+        return smoothed if smoothed.is_file() else folded(self.terms.workshop)
 
 
 def build_mixed(work: MixedWork) -> Variant | None:
@@ -79,7 +66,8 @@ def build_mixed(work: MixedWork) -> Variant | None:
         NothingGained: no node gains, the whole is not faster than float, or all nodes would have to stay in float.
     """
     model = load_named(work.source)
-    work.gains = dict(work.workshop.gains)
+    workshop = work.terms.workshop
+    work.gains = dict(workshop.gains)
     links = find_links(model)
     plain, method = _plan(work)
     universe = _universe(work, links, plain)
@@ -87,24 +75,22 @@ def build_mixed(work: MixedWork) -> Variant | None:
     if work.static_holds and universe == frozenset(plain.nodes) == everything:
         work.in_8_bits = universe
         return None
-    plan = (
-        plain
-        if universe <= set(plain.nodes)
-        else plan_static(work.source, work.workshop.calibration, nodes=universe, known=work.workshop.seen(work.source))
-    )
+    plan = plain
+    if not universe <= set(plain.nodes):
+        plan = plan_static(work.source, workshop.calibration, nodes=universe, known=workshop.seen(work.source))
     trials = _Trials(work=work, plan=plan, method=method)
-    if work.is_for_speed:
+    if work.terms.is_for_speed:
         universe = _fastest(work, trials, universe)
-    samples = work.workshop.calibration.head(NUM_TRIAL_SAMPLES)
+    samples = workshop.calibration.head(NUM_TRIAL_SAMPLES)
     work.errors = node_errors(
         work.source,
         samples,
         replace(plan, nodes=tuple(sorted(universe))),
         method=method,
-        reduce_range=work.workshop.reduce_range,
+        reduce_range=workshop.reduce_range,
     )
     search = MixedSearch(items=_items(work, model, links, universe), settle=_settling(work, links))
-    work.is_finished = run_search(search, trials.floor_holds, has_time=work.has_time)
+    work.is_finished = run_search(search, trials.floor_holds, has_time=work.terms.has_time)
     if not search.best:
         trials.target.unlink(missing_ok=True)
         reason = "the limit holds only with every node in float"
@@ -113,10 +99,10 @@ def build_mixed(work: MixedWork) -> Variant | None:
         raise NothingGained(reason=reason)
     work.in_8_bits = search.best
     trials.write(search.best)
-    if work.is_for_speed:
+    if work.terms.is_for_speed:
         _check_gain(work, trials.compare(search.best), len(search.best), trials.target)
     kept = tuple(node.name for node in weighted_nodes(model) if node.name not in search.best)
-    return replace(trials.planned, recipe=work.workshop.baseline.recipe.then(_step(work, method, kept)))
+    return replace(trials.planned, recipe=workshop.baseline.recipe.then(_step(work, method, kept)))
 
 
 def layers_of(work: MixedWork) -> tuple[LayerEvidence, ...]:
@@ -144,7 +130,7 @@ def _layer_reason(work: MixedWork, name: str, gain: NodeGain) -> str:
     if gain.failure:
         return f"cannot be measured in 8 bits: {gain.failure}"
     if name in work.in_8_bits:
-        return "gains in 8 bits, and the floor holds" if work.is_for_speed else "smaller in 8 bits, and the floor holds"
+        return f"{'gains' if work.terms.is_for_speed else 'smaller'} in 8 bits, and the floor holds"
     if gain.static is not None and max(gain.static.value, gain.inside.value if gain.inside else 0.0) <= 1:
         return "slower in 8 bits on this machine"
     if name in work.errors:
@@ -153,16 +139,16 @@ def _layer_reason(work: MixedWork, name: str, gain: NodeGain) -> str:
 
 
 def _plan(work: MixedWork) -> tuple[StaticPlan, CalibrationMethod]:
-    known = work.workshop.plans.get(work.source)
+    known = work.terms.workshop.plans.get(work.source)
     if known is not None:
         return known
-    plan = plan_static(work.source, work.workshop.calibration, known=work.workshop.seen(work.source))
+    plan = plan_static(work.source, work.terms.workshop.calibration, known=work.terms.workshop.seen(work.source))
     return plan, CalibrationMethod.MSE
 
 
 def _universe(work: MixedWork, links: Mapping[str, Neighbours], plain: StaticPlan) -> frozenset[str]:
     """Return the nodes that may gain: for speed those that are faster, else all."""
-    if not work.is_for_speed:
+    if not work.terms.is_for_speed:
         return frozenset(plain.nodes)
     found = completed(load_named(work.source), gaining_nodes(work.gains, links, frozenset(work.gains)))
     if not found:
@@ -214,7 +200,7 @@ def _items(
         if node.name not in universe:
             continue
         saved = sizes[node.input[1]]
-        if work.is_for_speed:
+        if work.terms.is_for_speed:
             saved = _saving(work, links, universe, node.name)
         items.append(Item(name=node.name, error=work.errors[node.name], saved=max(saved, 1e-12)))
     return items
@@ -232,7 +218,7 @@ def _saving(work: MixedWork, links: Mapping[str, Neighbours], universe: frozense
 
 
 def _settling(work: MixedWork, links: Mapping[str, Neighbours]) -> Callable[[frozenset[str]], frozenset[str]]:
-    if not work.is_for_speed:
+    if not work.terms.is_for_speed:
         return lambda names: names
     model = load_named(work.source)
     return lambda names: completed(model, gaining_nodes(work.gains, links, names))
@@ -243,7 +229,7 @@ def _step(work: MixedWork, method: CalibrationMethod, kept: tuple[str, ...]) -> 
         operation="quantise-static",
         parameters=(
             ("smoothed", work.source.name != FOLDED),
-            ("reduce_range", work.workshop.reduce_range),
+            ("reduce_range", work.terms.workshop.reduce_range),
             ("calibration", method.value),
             ("num_nodes", len(work.in_8_bits)),
             ("kept_in_float", ", ".join(kept)),
@@ -261,7 +247,7 @@ class _Trials:
 
     @property
     def target(self) -> Path:
-        return self.work.workshop.folder / f"{MIXED}.onnx"
+        return self.work.terms.workshop.folder / f"{MIXED}.onnx"
 
     @property
     def planned(self) -> Variant:
@@ -270,17 +256,17 @@ class _Trials:
     def write(self, names: frozenset[str]) -> None:
         part = replace(self.plan, nodes=tuple(node for node in self.plan.nodes if node in names))
         write_static(
-            self.work.source, self.target, part, method=self.method, reduce_range=self.work.workshop.reduce_range
+            self.work.source, self.target, part, method=self.method, reduce_range=self.work.terms.workshop.reduce_range
         )
 
     def floor_holds(self, names: frozenset[str]) -> bool:
-        key = content_key("trial", self.work.key, self.method, sorted(names))
-        score = self.work.store.find(key, float)
+        key = content_key("trial", self.work.terms.key, self.method, sorted(names))
+        score = self.work.terms.store.find(key, float)
         if score is None:
             self.write(names)
-            score = self.work.score(self.planned)
-            self.work.store.keep(key, score)
-        holds = self.work.holds(score)
+            score = self.work.terms.score(self.planned)
+            self.work.terms.store.keep(key, score)
+        holds = self.work.terms.holds(score)
         self.work.steps.append(
             SearchStep(
                 what=f"{len(names)} of {len(self.plan.nodes)} nodes in 8 bits",
@@ -292,12 +278,12 @@ class _Trials:
 
     def compare(self, names: frozenset[str]) -> Measurement:
         """Time a set of nodes in 8 bits against the baseline, and leave its file."""
-        key = content_key("whole", self.work.key, self.method, sorted(names))
+        key = content_key("whole", self.work.terms.key, self.method, sorted(names))
         self.write(names)
-        known = self.work.store.find(key, Measurement)
+        known = self.work.terms.store.find(key, Measurement)
         if known is None:
             known = self._time()
-            self.work.store.keep(key, known)
+            self.work.terms.store.keep(key, known)
         self.work.steps.append(
             SearchStep(
                 what=f"{len(names)} of {len(self.work.gains)} nodes in 8 bits, timed against float in one thread",
@@ -307,5 +293,5 @@ class _Trials:
         return known
 
     def _time(self) -> Measurement:
-        inputs = next(iter(self.work.workshop.calibration.batches(self.work.num_rows))).inputs
-        return compare_files(self.target, Path(self.work.workshop.baseline.location), inputs)
+        inputs = next(iter(self.work.terms.workshop.calibration.batches(self.work.terms.num_rows))).inputs
+        return compare_files(self.target, Path(self.work.terms.workshop.baseline.location), inputs)

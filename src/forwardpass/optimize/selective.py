@@ -18,6 +18,7 @@ from forwardpass.optimize.mixing import MixedWork, build_mixed, layers_of
 from forwardpass.optimize.naming import load_named
 from forwardpass.optimize.results import content_key, hash_file
 from forwardpass.optimize.scoring import Scorer, score_one
+from forwardpass.optimize.terms import Terms
 from forwardpass.optimize.values import LayerEvidence
 from forwardpass.optimize.weighting import WEIGHTS, WeightWork, build_weights, evidence_of
 from forwardpass.optimize.weights import weight_nodes
@@ -95,14 +96,17 @@ def _mixed(
 
 
 def _mixed_work(workshop: Workshop, search: Search, static: Sequence[float], scorer: Scorer, *, key: str) -> MixedWork:
-    return MixedWork(
+    return MixedWork(terms=_terms(workshop, search, scorer, key=key), static_holds=any(map(scorer.holds, static)))
+
+
+def _terms(workshop: Workshop, search: Search, scorer: Scorer, *, key: str) -> Terms:
+    return Terms(
         workshop=workshop,
         store=search.store,
         key=key,
         score=scorer.validate,
         holds=scorer.holds,
         is_for_speed=search.is_for_speed,
-        static_holds=any(map(scorer.holds, static)),
         num_rows=search.num_rows,
         has_time=search.has_time,
     )
@@ -134,7 +138,7 @@ def _attempt_mixed(work: MixedWork) -> tuple[Entry, MadeVariant]:
         found.extend([variant] if variant is not None else [])
         return variant or Variant(name=MIXED, format=Format.ONNX, precision=Precision.INT8_STATIC, location="")
 
-    entry = attempt(MIXED, Precision.INT8_STATIC, work.workshop, make)
+    entry = attempt(MIXED, Precision.INT8_STATIC, work.terms.workshop, make)
     is_needless = not found and not entry.failure
     return entry, record(entry, layers=layers_of(work), steps=tuple(work.steps), is_needless=is_needless)
 
@@ -147,17 +151,7 @@ def make_weights(
         "weights", search.key, metric.name, metric.higher_is_better, scorer.floor, search.settings.target,
         search.settings.profile.batch_sizes,
     )  # fmt: skip
-    work = WeightWork(
-        workshop=workshop,
-        store=search.store,
-        key=key,
-        score=scorer.validate,
-        holds=scorer.holds,
-        is_for_speed=search.is_for_speed,
-        gains=workshop.gains,
-        num_rows=search.num_rows,
-        has_time=search.has_time,
-    )
+    work = WeightWork(terms=_terms(workshop, search, scorer, key=key), gains=workshop.gains)
     entries = []
     for bits, (name, precision) in WEIGHTS.items():
         reason = needless_beside(others, name, search, scorer)
@@ -183,7 +177,7 @@ def make_weights(
 def _with_weights(layers: Sequence[LayerEvidence], work: WeightWork) -> tuple[LayerEvidence, ...]:
     """Add to what is known of the nodes what is known of their weights alone."""
     known = {layer.name: layer for layer in layers}
-    model = load_named(folded(work.workshop))
+    model = load_named(folded(work.terms.workshop))
     for node in weight_nodes(model):
         layer = known.get(node.name) or LayerEvidence(name=node.name, what=describe_node(model, node))
         known[node.name] = replace(layer, weights=evidence_of(work, node.name))

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from forwardpass.core.measurement import Measurement
 from forwardpass.core.variants import Format, Precision, Step, Variant
 from forwardpass.errors import NothingGained, NothingToQuantise
-from forwardpass.optimize.candidates import NUM_TRIAL_SAMPLES, Workshop, folded
+from forwardpass.optimize.candidates import NUM_TRIAL_SAMPLES, folded
 from forwardpass.optimize.gains import NodeGain, compare_files
 from forwardpass.optimize.knapsack import Item
 from forwardpass.optimize.library import onnx
 from forwardpass.optimize.mixed import MixedSearch, run_search
 from forwardpass.optimize.naming import load_named
-from forwardpass.optimize.results import ResultStore, content_key
+from forwardpass.optimize.results import content_key
+from forwardpass.optimize.terms import Terms
 from forwardpass.optimize.values import SearchStep, WeightEvidence
 from forwardpass.optimize.weights import (
     FORMS,
@@ -40,20 +41,9 @@ Forms = Mapping[str, WeightForm]
 class WeightWork:
     """What is asked for, and the evidence that comes together on the way, of both variants."""
 
-    workshop: Workshop
-    store: ResultStore
-    key: str
-    """A hash of everything that decides the outcome of a trial."""
-    score: Callable[[Variant], float]
-    """The metric on the validation split."""
-    holds: Callable[[float], bool]
-    """Whether a score keeps the floor."""
-    is_for_speed: bool
-    """False where bytes are to be saved, not time."""
+    terms: Terms
     gains: Mapping[str, NodeGain]
     """What each node gains, where time counts."""
-    num_rows: int = 1
-    has_time: Callable[[], bool] = lambda: True
     blocks: BlockStore = field(default_factory=BlockStore)
     kept: dict[int, Forms] = field(default_factory=dict)
     """The nodes that the finished variants have in blocks, by the variant's bits."""
@@ -69,7 +59,7 @@ def build_weights(work: WeightWork, bits: int) -> Variant:
         NothingToQuantise: no matrix product has a constant matrix.
         NothingGained: no node gains, the whole is not faster than float, or the floor allows none.
     """
-    source = folded(work.workshop)
+    source = folded(work.terms.workshop)
     model = load_named(source)
     nodes = weight_nodes(model)
     if not nodes:
@@ -80,12 +70,12 @@ def build_weights(work: WeightWork, bits: int) -> Variant:
         saved = _savings(work, model, nodes, form, base)
         forms: Forms = {**base, **dict.fromkeys(saved, form)}
         _note_errors(work, source, dict.fromkeys(saved, form))
-        if trials.floor_holds(forms) or not work.has_time():
+        if trials.floor_holds(forms) or not work.terms.has_time():
             break
     if not trials.floor_holds(forms):
         forms = _fewer(work, trials, base, saved, form)
     trials.write(forms)
-    if work.is_for_speed:
+    if work.terms.is_for_speed:
         _check_gain(trials, forms, len(nodes))
     work.kept[bits] = forms
     return trials.planned(_step(nodes, forms))
@@ -117,7 +107,7 @@ def _savings(
     """
     saved = {}
     for node in nodes:
-        if work.is_for_speed:
+        if work.terms.is_for_speed:
             before = _saved_s(work.gains.get(node.name), base.get(node.name))
             saved[node.name] = _saved_s(work.gains.get(node.name), form) - before
         else:
@@ -138,7 +128,7 @@ def _saved_s(gain: NodeGain | None, form: WeightForm | None) -> float:
 
 
 def _no_gain(work: WeightWork, form: WeightForm, num_nodes: int, *, is_above_8_bits: bool) -> str:
-    if not work.is_for_speed:
+    if not work.terms.is_for_speed:
         return f"none of {num_nodes} matrices is smaller in {form}"
     found = [gain.blocks[str(form)] for gain in work.gains.values() if str(form) in gain.blocks]
     than = "in 8 bits" if is_above_8_bits else "in float"
@@ -152,14 +142,14 @@ def _no_gain(work: WeightWork, form: WeightForm, num_nodes: int, *, is_above_8_b
 
 def _note_errors(work: WeightWork, source: Path, forms: Forms) -> None:
     """Measure the errors of the nodes in these forms; they come from the same files, so a later search knows them."""
-    key = content_key("weight-errors", work.key, {name: str(form) for name, form in forms.items()})
-    found = work.store.find(key, dict[str, float])
+    key = content_key("weight-errors", work.terms.key, {name: str(form) for name, form in forms.items()})
+    found = work.terms.store.find(key, dict[str, float])
     if found is None:
-        if not work.has_time():
+        if not work.terms.has_time():
             return
-        samples = work.workshop.calibration.head(NUM_TRIAL_SAMPLES)
+        samples = work.terms.workshop.calibration.head(NUM_TRIAL_SAMPLES)
         found = weight_errors(source, samples, forms, store=work.blocks)
-        work.store.keep(key, found)
+        work.terms.store.keep(key, found)
     for name, error in found.items():
         work.errors.setdefault(name, {})[forms[name]] = error
 
@@ -173,7 +163,9 @@ def _fewer(work: WeightWork, trials: _Trials, base: Forms, saved: Mapping[str, f
     def forms_of(names: frozenset[str]) -> Forms:
         return {**base, **dict.fromkeys(sorted(names), form)}
 
-    work.is_finished = run_search(search, lambda names: trials.floor_holds(forms_of(names)), has_time=work.has_time)
+    work.is_finished = run_search(
+        search, lambda names: trials.floor_holds(forms_of(names)), has_time=work.terms.has_time
+    )
     if search.best:
         return forms_of(search.best)
     trials.target.unlink(missing_ok=True)
@@ -218,11 +210,11 @@ class _Trials:
 
     @property
     def target(self) -> Path:
-        return self.work.workshop.folder / f"{WEIGHTS[self.bits][0]}.onnx"
+        return self.work.terms.workshop.folder / f"{WEIGHTS[self.bits][0]}.onnx"
 
     def planned(self, step: Step | None = None) -> Variant:
         name, precision = WEIGHTS[self.bits]
-        recipe = self.work.workshop.baseline.recipe
+        recipe = self.work.terms.workshop.baseline.recipe
         return Variant(
             name=name,
             format=Format.ONNX,
@@ -235,32 +227,32 @@ class _Trials:
         write_weights(self.source, self.target, forms, store=self.work.blocks)
 
     def floor_holds(self, forms: Forms) -> bool:
-        key = content_key("weights", self.work.key, {name: str(form) for name, form in forms.items()})
+        key = content_key("weights", self.work.terms.key, {name: str(form) for name, form in forms.items()})
         score = self.scores.get(key)
         if score is None:
-            score = self.work.store.find(key, float)
+            score = self.work.terms.store.find(key, float)
             if score is None:
                 self.write(forms)
-                score = self.work.score(self.planned())
-                self.work.store.keep(key, score)
+                score = self.work.terms.score(self.planned())
+                self.work.terms.store.keep(key, score)
             self.scores[key] = score
             self.work.steps.append(
                 SearchStep(
                     what=f"{self._words(forms)}, activations in float",
                     score=score,
-                    outcome="keeps the floor" if self.work.holds(score) else "misses the floor",
+                    outcome="keeps the floor" if self.work.terms.holds(score) else "misses the floor",
                 )
             )
-        return self.work.holds(score)
+        return self.work.terms.holds(score)
 
     def compare(self, forms: Forms) -> Measurement:
         """Time the file as it is against the baseline."""
-        key = content_key("whole-weights", self.work.key, {name: str(form) for name, form in forms.items()})
-        known = self.work.store.find(key, Measurement)
+        key = content_key("whole-weights", self.work.terms.key, {name: str(form) for name, form in forms.items()})
+        known = self.work.terms.store.find(key, Measurement)
         if known is None:
-            inputs = next(iter(self.work.workshop.calibration.batches(self.work.num_rows))).inputs
-            known = compare_files(self.target, Path(self.work.workshop.baseline.location), inputs)
-            self.work.store.keep(key, known)
+            inputs = next(iter(self.work.terms.workshop.calibration.batches(self.work.terms.num_rows))).inputs
+            known = compare_files(self.target, Path(self.work.terms.workshop.baseline.location), inputs)
+            self.work.terms.store.keep(key, known)
         self.work.steps.append(
             SearchStep(
                 what=f"{self._words(forms)}, timed against float in one thread",
