@@ -37,11 +37,14 @@ class Trials:
         self._stable = stable
         self._gates = {version.number: CanaryGate(limits) for version in canaries}
         self._on_verdict = on_verdict
-        self._drawn = {version.number: _Drawn(version, self._noting(version)) for version in (stable, *canaries)}
 
     def drawn(self, version: ModelVersion) -> ModelVersion:
-        """Return a version as the split gives it to a request: what becomes of the request is noted."""
-        return cast("ModelVersion", self._drawn[version.number])
+        """Return a version as the split gives it to a request: what becomes of the request is noted.
+
+        It is made for each request: kept here, it would be in a circle, and the versions with it until the collector
+        runs.
+        """
+        return cast("ModelVersion", _Drawn(version, self._noting(version)))
 
     def _noting(self, version: ModelVersion) -> Callable[[Mapping[str, Array] | RequestError, float], None]:
         limit_s = version.slo.limit_s if version.slo is not None else float("inf")

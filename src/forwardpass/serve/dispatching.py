@@ -157,7 +157,7 @@ class Dispatcher:
         self._pump()
 
     def close(self) -> None:
-        """Answer whatever is left, with regret."""
+        """Answer whatever is left, with regret, and let go of the workers and the line, which lead back here."""
         left = [request for lane in self._lanes for request in self._take_running(lane)]
         if self._line is not None:
             self._line.note(is_open=False, busy_until_s=0.0, rows_ahead=0, rows_elsewhere=0, max_batch_rows=1)
@@ -169,6 +169,8 @@ class Dispatcher:
         for lane in self._lanes:
             _cancel(lane.hang_alarm)
         _cancel(self._alarm)
+        self._lanes.clear()
+        self._line = None
 
     # --- what runs next
 
@@ -276,7 +278,8 @@ class Dispatcher:
     def _on_done(self, lane: _Lane, message: Done) -> None:
         # Until the worker was done, not until this loop got to it: a loop that is busy refusing would believe that the
         # model had become slow, and go on refusing what the idle worker could answer.
-        self._queue.observe(lane.running, max(message.ended_s - lane.started_s, 0.0))
+        running, lane.running = lane.running, NO_BATCH  # an idle worker keeps no tensors and no client
+        self._queue.observe(running, max(message.ended_s - lane.started_s, 0.0))
         if self._line is not None and (len(self._line) or message.ended_s > self._relearn_s):
             self._relearn_s = message.ended_s + RELEARN_S
             self._line.learn(self._queue.curve(self._line.row_size))
@@ -292,8 +295,8 @@ class Dispatcher:
             self._metrics.queued(lane.started_s - request.arrived_s)
             if request.is_accused:
                 self._quarantine.acquit((request.whole or request).tensors)
-            is_whole = len(batch) == 1 and request.num_rows == lane.running.num_rows
-            self._finish(request, outputs if is_whole else self._padding.part(outputs, start, request, lane.running))
+            is_whole = len(batch) == 1 and request.num_rows == running.num_rows
+            self._finish(request, outputs if is_whole else self._padding.part(outputs, start, request, running))
             start += request.num_rows
         self._pump()
 

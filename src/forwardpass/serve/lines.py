@@ -70,6 +70,9 @@ class Line(Protocol):
     def expire(self, now_s: float, batches: Sequence[Any]) -> float | None:
         """Answer those whose deadline has passed, waiting or running; return the next deadline."""
 
+    def close(self) -> None:
+        """Let go of native code; nothing is asked of the line any more."""
+
     def add_counts(self, metrics: ModelMetrics) -> None:
         """Add what was counted since the last call."""
 

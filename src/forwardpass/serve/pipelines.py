@@ -306,9 +306,10 @@ class _Run:
     def give_up(self) -> None:
         """Give up the step that runs, and with it all that would follow."""
         if not self._is_over:
+            give_up_step = self._give_up_step
             self._leave()
-            if self._give_up_step is not None:
-                self._give_up_step()
+            if give_up_step is not None:
+                give_up_step()
 
     def _submit(self) -> None:
         """Submit the step that is due, with the time that is left."""
@@ -374,6 +375,7 @@ class _Run:
     def _leave(self) -> None:
         """Give the place back, and let go of the versions that were not used."""
         self._is_over = True
+        self._give_up_step = None  # it leads back here: the circle would keep the tensors until the collector runs
         self._pipeline.num_in_flight -= 1
         steps = self._passage.steps
         for step in steps[len(steps) - self._num_held :]:

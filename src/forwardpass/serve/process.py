@@ -64,6 +64,10 @@ class WorkerListener:
         self.on_lost = on_lost
 
 
+NOBODY = WorkerListener(on_idle=lambda: None, on_done=lambda _: None, on_failed=lambda _: None, on_lost=lambda: None)
+"""Hears of a worker that has been stopped."""
+
+
 class WorkerProcess:
     """Keeps one worker running. After a death it is started again, with pauses that double up to five seconds."""
 
@@ -105,6 +109,7 @@ class WorkerProcess:
 
     async def stop(self) -> None:
         """Close the channel, on which the worker ends, and wait for it; one that does not end is killed."""
+        self._listener = NOBODY  # its owner holds this worker: the circle would keep both until the collector runs
         if self.num_starts == 0:
             return
         if self._respawning is not None:

@@ -73,17 +73,22 @@ class Gathering:
 
     def _on_part(self, number: int, result: Result) -> None:
         if isinstance(result, RequestError):
-            for part in self._parts:
-                part.is_abandoned = True
+            self._abandon_parts()
             self._finish(self._request, result)
             return
         if self._request.is_abandoned:
-            for part in self._parts:
-                part.is_abandoned = True
+            self._abandon_parts()
             return
         self._answers[number] = {name: array.copy() for name, array in result.items()}
         self._num_missing -= 1
         if self._num_missing == 0:
+            self._parts.clear()
             answers = [answer for answer in self._answers if answer is not None]
             whole = {name: np.concatenate([answer[name] for answer in answers]) for name in answers[0]}
             self._finish(self._request, whole)
+
+    def _abandon_parts(self) -> None:
+        """Let no other part run. They lead back here: the circle would keep all tensors until the collector runs."""
+        for part in self._parts:
+            part.is_abandoned = True
+        self._parts.clear()

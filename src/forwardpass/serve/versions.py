@@ -121,7 +121,15 @@ class ModelVersion:
         """Answer what is left with an error and end the processes."""
         self._is_stopped = True
         self._dispatcher.close()
+        self._close_line()
         await asyncio.gather(*(worker.stop() for worker in self._workers))
+
+    def _close_line(self) -> None:
+        """Take over what the line has counted, and let go of it."""
+        if self._line is not None:
+            self._line.add_counts(self._metrics)
+            self._line.close()
+            self._line = None
 
     def submit(
         self,

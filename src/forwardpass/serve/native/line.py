@@ -82,6 +82,7 @@ class VersionLine:
         )
         self._outputs = [(spec.name, np.dtype(spec.dtype).str, spec.shape[1:]) for spec in version.signature.outputs]
         self._placed: dict[int, tuple[Placed, ...]] = {}
+        self._is_closed = False
 
     # --- what the dispatcher asks
 
@@ -152,6 +153,11 @@ class VersionLine:
         """Answer those whose deadline has passed; return the next deadline."""
         return self.line.expire(now_s, batches)
 
+    def close(self) -> None:
+        """Let go of native code, which leads back here: the circle would keep the version until the collector runs."""
+        self._is_closed = True
+        del self.line
+
     def add_counts(self, metrics: ModelMetrics) -> None:
         """Add what was counted since the last call."""
         totals, total_s, queues, queue_s, num_ok, num_rows, num_refused, num_late, failed_s, last_s = (
@@ -192,6 +198,8 @@ class VersionLine:
 
     def on_news(self) -> None:
         """Requests have come, or were refused."""
+        if self._is_closed:  # native code tells on its next turn what was done between two of them
+            return
         try:
             self._version.on_news(self.line.take_deadline())
         except Exception:  # the lines behind this one must hear of theirs
