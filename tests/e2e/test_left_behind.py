@@ -18,6 +18,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tritonclient.grpc as triton_grpc
+from tritonclient.utils import InferenceServerException
 
 from forwardpass.core.tensors import Array
 from forwardpass.serve import Front, ModelConfig, PipelineConfig, StepConfig, Traffic
@@ -127,6 +129,33 @@ def test_of_a_version_whose_worker_froze_and_died_nothing_is_left(tmp_path: Path
             assert late.result().status == 504
             os.kill(running.server.worker_pids[0], signal.SIGKILL)
         assert patient.result().status == 200
+
+
+def ask_by_grpc(running: RunningServer, pixels: Array, *, timeout_us: int | None = None) -> bool:
+    """Return whether there was an answer that is no error."""
+    given = triton_grpc.InferInput("pixels", list(pixels.shape), "FP32")
+    given.set_data_from_numpy(pixels)
+    with triton_grpc.InferenceServerClient(f"127.0.0.1:{running.server.grpc_port}") as client:
+        try:
+            client.infer("mlp", [given], timeout=timeout_us)
+        except InferenceServerException:
+            return False
+    return True
+
+
+def test_of_a_version_that_was_asked_by_grpc_nothing_is_left(tmp_path: Path, files: Path) -> None:
+    """Its errors pass through the library, which keeps them in a circle."""
+    place = tmp_path / "mlp"
+    shutil.copytree(files / "1", place)
+    config = ModelConfig(name="mlp", path=place, settings=SETTINGS.model)
+    with (
+        serving_models([config], settings=serve_settings(grpc_port=0)) as running,
+        going(running, place, files / "2", "mlp"),
+    ):
+        assert ask_by_grpc(running, PIXELS)
+        assert not ask_by_grpc(running, PIXELS[:, 1:])
+        with running.frozen_worker():
+            assert not ask_by_grpc(running, PIXELS, timeout_us=100_000)
 
 
 def test_of_a_version_with_a_share_of_the_requests_nothing_is_left(tmp_path: Path, files: Path) -> None:

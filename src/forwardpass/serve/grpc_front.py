@@ -165,12 +165,16 @@ class GrpcFront:
                     self._gate.check(_headers(context), scope)
                 return await answer(request, context)
             except ForwardpassError as error:
-                await _abort(context, error)
+                code, reason = grpc_code(error), str(error)
             except (grpc.aio.AbortError, asyncio.CancelledError):
                 raise
             except Exception:
                 log.exception("a call could not be handled")
-                await context.abort(grpc.StatusCode.INTERNAL, "internal error")
+                code, reason = "INTERNAL", "internal error"
+            # gRPC keeps what `abort` raises in a circle until the collector runs, with all that can be reached from it:
+            # not the request and, outside of the blocks above, not the error and the frames that it came through.
+            del request
+            return await _abort(context, code, reason)
 
         return grpc.unary_unary_rpc_method_handler(
             handle,
@@ -263,32 +267,16 @@ class GrpcFront:
         except RequestError as error:
             version.failed(error)
             raise
-        done: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-
-        def answer(result: Mapping[str, Array] | RequestError) -> None:
-            if done.done():
-                return
-            if isinstance(result, RequestError):
-                done.set_exception(result)
-            else:
-                done.set_result(_encode(result, call, version, is_raw=is_raw))
-
         timeout_s = shorter(context.time_remaining(), call.timeout_s)
-        give_up = model.submit(
-            version, call.tensors, call.num_rows, answer, timeout_s=timeout_s, priority=call.priority, trace=trace
-        )
-        try:
-            return await done
-        except asyncio.CancelledError:
-            give_up()
-            raise
+        # No name for what is awaited: an error in it knows this frame, and the two would be in a circle.
+        return await _submit(model, version, call, timeout_s=timeout_s, trace=trace, is_raw=is_raw)
 
     async def _stream(self, requests: Any, context: Context) -> None:
         """Answer the requests of a stream as they are done; an error is an answer, too, and the stream goes on."""
         try:
             self._gate.check(_headers(context), Scope.INFER)
         except RequestError as error:
-            await _abort(context, error)
+            await _abort(context, grpc_code(error), str(error))
         response = message_class("inference.ModelStreamInferResponse")
         places, writing = asyncio.Semaphore(MAX_STREAMED), asyncio.Lock()
 
@@ -314,6 +302,37 @@ class GrpcFront:
             shown = name[:64] if name.isprintable() else ""
             raise NotFound(what=f"model '{shown}'", available=tuple(self._repository.served))
         return model
+
+
+def _submit(
+    model: Served,
+    version: ServedVersion,
+    call: InferCall,
+    *,
+    timeout_s: float | None,
+    trace: Trace | None,
+    is_raw: bool,
+) -> asyncio.Future[Any]:
+    """Queue a call and return its answer to come; whoever cancels that gives the call up.
+
+    Raises:
+        RequestError: it is refused.
+    """
+    done: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+
+    def answer(result: Mapping[str, Array] | RequestError) -> None:
+        if done.done():
+            return
+        if isinstance(result, RequestError):
+            done.set_exception(result)
+        else:
+            done.set_result(_encode(result, call, version, is_raw=is_raw))
+
+    give_up = model.submit(
+        version, call.tensors, call.num_rows, answer, timeout_s=timeout_s, priority=call.priority, trace=trace
+    )
+    done.add_done_callback(lambda ended: give_up() if ended.cancelled() else None)
+    return done
 
 
 def _decode(request: Any, signature: Signature) -> tuple[InferCall, bool]:
@@ -395,8 +414,8 @@ def _headers(context: Context) -> dict[bytes, bytes]:
     return {name.lower().encode(): value if isinstance(value, bytes) else value.encode() for name, value in metadata}
 
 
-async def _abort(context: Context, error: ForwardpassError) -> NoReturn:
-    await context.abort(getattr(grpc.StatusCode, grpc_code(error)), str(error))
+async def _abort(context: Context, code: str, reason: str) -> NoReturn:
+    await context.abort(getattr(grpc.StatusCode, code), reason)
     raise AssertionError("abort raises")
 
 
