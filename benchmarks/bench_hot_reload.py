@@ -4,9 +4,9 @@ The server runs in a process of its own, from the command line. Two versions of 
 and are loaded over the repository API, while a closed loop of keep-alive connections asks all the time and one more
 client compares every answer, bit by bit, with that of the two versions. The memory is that of the front, measured after
 each reload; its slope is fitted to the reloads after the first thirty, when the allocator has what it needs. Once in
-the life of a server, and often among its first hundreds of reloads, Python makes its table of interned names larger: half
-a megabyte at one stroke, which a fit spreads over all of them. So the largest step and the growth without it are told,
-too. Prints one JSON line and exits with 1 if a request failed or an answer was that of neither version.
+the life of a server, and often among its first hundreds of reloads, Python makes its table of interned names larger:
+half a megabyte at one stroke, which a fit spreads over all of them. So the largest step and the growth without it are
+told, too. Prints one JSON line and exits with 1 if a request failed or an answer was that of neither version.
 
     python benchmarks/bench_hot_reload.py [--reloads 100] [--connections 8]
 """
