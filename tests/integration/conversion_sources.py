@@ -182,3 +182,36 @@ def no_module() -> int:
 
 
 not_callable = 7
+
+
+class CountingInABuffer(nn.Module):
+    """Changes a buffer in place, so that no two calls answer the same."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count: Tensor
+        self.register_buffer("count", torch.zeros(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.count += 1
+        return x + self.count
+
+
+class Drawing(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x + torch.rand_like(x)
+
+
+class DoublingItsInput(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mul_(2) + 1
+
+
+class OneRow(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.view(1, 4) * 2
+
+
+class OtherForTwoRows(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * 2 if len(x) == 2 else x * 3

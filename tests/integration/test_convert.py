@@ -25,6 +25,7 @@ from forwardpass.errors import (
     OpsetUnavailable,
     ParityFailed,
     SourceNotFound,
+    UnsteadySource,
     UnsupportedOperator,
     UntrustedPickle,
 )
@@ -96,7 +97,14 @@ def test_a_module_in_memory_is_left_as_it_was_found(module: torch.nn.Module, tmp
             DataDependentControlFlow,
             "values of a tensor at conversion_sources.py:23",
         ),
-        (sources.Unsupported(), UnsupportedOperator, "Cannot convert the operator 'aten.linalg_eig"),
+        (
+            sources.Unsupported(),
+            UnsupportedOperator,
+            "Cannot convert the operator 'aten.linalg_eig' (conversion_sources.py:30)",
+        ),
+        (sources.OneRow(), ExportFailed, "its batch is frozen at 1: forward() raised RuntimeError at conversion_sou"),
+        (sources.CountingInABuffer(), UnsteadySource, "since forward() changes 'count' in place. Make it an input"),
+        (sources.Drawing(), UnsteadySource, "differs by"),
         (sources.FrozenBatch(), ExportFailed, "the source itself does not run with x [1, 4]. A size is a constant"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, torch.nn.Module) else None,
@@ -110,11 +118,20 @@ def test_what_cannot_be_converted_is_named_and_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_module_that_changes_its_input_in_place_changes_nobody_elses(tmp_path: Path) -> None:
+    kept = FOUR.groups[0].inputs["x"].copy()
+    conversion = convert_to_onnx(sources.DoublingItsInput(), FOUR, out=tmp_path / "m.onnx", progress=silent)
+    assert conversion.worst_difference < 1e-6
+    assert np.array_equal(FOUR.groups[0].inputs["x"], kept)
+
+
 def test_samples_have_to_be_named_after_the_arguments(tmp_path: Path) -> None:
     with pytest.raises(InvalidSamples, match=r"they have an array 'x', but forward\(\) takes ids"):
         convert_to_onnx(sources.tokens(), FOUR, out=tmp_path / "m.onnx", progress=silent)
     wide = samples(ids=np.ones((4, 3), np.float64))
-    with pytest.raises(InvalidSamples, match=r"forward\(\) raised RuntimeError for ids float64\[2, 3\]"):
+    with pytest.raises(
+        InvalidSamples, match=r"forward\(\) raised RuntimeError at conversion_sources\.py:46 for ids float64\[2, 3\]"
+    ):
         convert_to_onnx(sources.tokens(), wide, out=tmp_path / "m.onnx", progress=silent)
     with pytest.raises(InvalidSamples, match="cannot be traced without inputs"):
         convert_to_onnx(sources.tokens(), None, out=tmp_path / "m.onnx", progress=silent)

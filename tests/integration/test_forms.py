@@ -28,6 +28,7 @@ from forwardpass.errors import (
     MissingExtra,
     ParityFailed,
     SourceNotFound,
+    UnsteadySource,
 )
 from forwardpass.predict import PackingList, VariantToPack, pack_bundle
 from forwardpass.runtimes import RuntimeOptions, format_of, open_runtime
@@ -182,7 +183,9 @@ def test_an_axis_that_torch_export_freezes_is_named(tmp_path: Path) -> None:
 
 def test_a_form_that_answers_differently_is_not_kept(tmp_path: Path) -> None:
     samples = Samples(groups=(SampleGroup(inputs={"x": np.ones((4, 4), np.float32)}),))
-    with pytest.raises(ParityFailed):  # it adds the number of calls: no trace can know
+    with pytest.raises(ParityFailed):  # the trace has the way of the two rows that it is made with
+        convert(sources.OtherForTwoRows(), samples, to=Format.TORCHSCRIPT, out=tmp_path / "m.pt", progress=silent)
+    with pytest.raises(UnsteadySource):  # it adds the number of calls: no trace can know
         convert(sources.Counting(), samples, to=Format.TORCHSCRIPT, out=tmp_path / "m.pt", progress=silent)
     assert list(tmp_path.iterdir()) == []
 

@@ -21,6 +21,7 @@ from forwardpass.convert.parity import (
     shape_grid,
 )
 from forwardpass.convert.shapes import declare_outputs, true_outputs
+from forwardpass.convert.steadiness import check_steady
 from forwardpass.convert.values import AS_IS, Conversion, TorchSource
 from forwardpass.core.calls import random_calls
 from forwardpass.core.protocols import Progress, Runtime
@@ -37,6 +38,7 @@ from forwardpass.errors import (
     OpsetUnavailable,
     ParityFailed,
     StorageFailed,
+    UnsteadySource,
     UnsupportedOperator,
 )
 from forwardpass.predict import InFixedBatches
@@ -213,8 +215,8 @@ def _export_torch(runtime: TorchRuntime, job: Job) -> Proven:
         job.progress(f"converting with the {exporter} exporter", done=number / 3)
         try:
             return _export_with(exporter, runtime, samples, axes, job, notes=_notes(failures))
-        except DataDependentControlFlow:
-            raise  # the older exporter would record the branch that the example takes, and lose the other
+        except (DataDependentControlFlow, UnsteadySource):
+            raise  # the older exporter would record the branch that the example takes, or one state of many
         except ConversionError as failure:
             failures.append(failure)
     raise _most_useful(failures)
@@ -269,11 +271,23 @@ def _check_runs(runtime: TorchRuntime, example: dict[str, Array], name: str) -> 
     except InvalidModel:
         raise
     except Exception as error:  # whatever the user's forward() raises
+        from forwardpass.convert.exporters import user_line
+
         given = ", ".join(f"{tensor} {array.dtype}{list(array.shape)}" for tensor, array in example.items())
         first = next((line for line in str(error).splitlines() if line.strip()), "no message")
-        reason = f"forward() raised {type(error).__name__} for {given}: {first[:200]}"
+        line = user_line(error)
+        reason = f"forward() raised {type(error).__name__}{f' at {line}' if line else ''} for {given}: {first[:200]}"
+        if _runs_one_row(runtime, example):
+            raise ExportFailed(source=name, reason=f"its batch is frozen at 1: {reason}", hint=CONSTANT_SIZE) from error
         hint = "Give the arrays the dtypes and shapes that forward() expects."
         raise InvalidSamples(origin=name, reason=reason, hint=hint) from error
+
+
+def _runs_one_row(runtime: TorchRuntime, example: dict[str, Array]) -> bool:
+    with suppress(Exception):  # the call of more rows has failed already; this tells only why
+        runtime.run({tensor: array[:1] for tensor, array in example.items()})
+        return True
+    return False
 
 
 def example_call(samples: Samples) -> dict[str, Array]:
@@ -393,12 +407,14 @@ def compared(
     Raises:
         ExportFailed: it does not run at one of the shapes, or has other outputs.
         ParityFailed: an output is further off than the job allows; with the first node that differs, if it is found.
+        UnsteadySource: so is what the source itself answers when it is asked again.
     """
     comparisons: list[Comparison] = []
     for call in calls:
         try:
             comparisons += check_parity(source, converted, [call], name=job.name, tolerance=job.tolerance, hint=hint)
         except ParityFailed as failure:
+            check_steady(source, call, name=job.name, tolerance=job.tolerance)
             job.progress("looking for the first node that differs", done=0.95)
             with suppress(Exception):  # the failure is known already; where it begins is a help, not the answer
                 failure = failure.at(locate(call))

@@ -27,7 +27,7 @@ from forwardpass.errors import (
 )
 from forwardpass.runtimes.torch import named_outputs
 
-__all__ = ["EXPORTERS", "export", "quiet", "translated"]
+__all__ = ["EXPORTERS", "export", "quiet", "translated", "user_line"]
 
 EXPORTERS = ("dynamo", "legacy")
 """In the order of trying. The legacy one bakes sizes in more often, but knows a few operators more."""
@@ -39,6 +39,8 @@ _UNSUPPORTED = (
 )
 _DATA_DEPENDENT = re.compile(r"data-dependent|Dynamic control flow|cond\(|could not extract specialized", re.IGNORECASE)
 _USER_LINE = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+), in (?P<function>\w+)')
+_GRAPH_LINE = r"{operator}\([^\n]*# (?P<file>[^\n]+?):(?P<line>\d+):\d+"
+"""How the older exporter's graph says where an operator comes from."""
 _LIBRARY = re.compile(r"/(torch|onnxscript|onnx_ir)/|<eval_with_key>|<frozen")
 
 
@@ -115,11 +117,12 @@ def quiet() -> Iterator[None]:
 def translated(error: Exception, name: str) -> ConversionError:
     """Put what an exporter raised into one sentence: the operator, or the line of the user's code."""
     text = "\n".join(str(link) for link in _chain(error))
-    where = _user_line(error, text)
+    where = user_line(error, text)
     for pattern in _UNSUPPORTED:
         match = pattern.search(text)
         if match:
-            return UnsupportedOperator(operator=match["operator"].replace("::", "."), location=where)
+            location = where or _operator_line(error, text, match["operator"])
+            return UnsupportedOperator(operator=match["operator"].replace("::", "."), location=location)
     at = f" at {where}" if where else ""
     if _DATA_DEPENDENT.search(text):
         return DataDependentControlFlow(source=name, location=where)
@@ -135,7 +138,7 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
         link = link.__cause__ or link.__context__
 
 
-def _user_line(error: Exception, text: str) -> str:
+def user_line(error: Exception, text: str = "") -> str:
     """Return the last line of the user's own code in the trace, as `file.py:12`."""
     for link in _chain(error):
         trace = link.__traceback__
@@ -149,3 +152,26 @@ def _user_line(error: Exception, text: str) -> str:
             return lines[-1]
     found = [match for match in _USER_LINE.finditer(text) if not _LIBRARY.search(match["file"])]
     return f"{Path(found[-1]['file']).name}:{found[-1]['line']}" if found else ""
+
+
+def _operator_line(error: Exception, text: str, operator: str) -> str:
+    """Return the line of the user's code that an operator comes from, as `file.py:12`.
+
+    Neither exporter says it in its error: the newer one holds the node of its program while it fails, the older one
+    prints its graph.
+    """
+    traces = "\n".join(_traces_of_nodes(error))
+    lines = [match for match in _USER_LINE.finditer(traces) if not _LIBRARY.search(match["file"])]
+    lines += re.finditer(_GRAPH_LINE.format(operator=re.escape(operator)), text)
+    return f"{Path(lines[0]['file']).name}:{lines[0]['line']}" if lines else ""
+
+
+def _traces_of_nodes(error: Exception) -> Iterator[str]:
+    """Yield where each node was written whose translation failed, the innermost call of a trace first."""
+    for link in _chain(error):
+        trace = link.__traceback__
+        while trace is not None:
+            node = trace.tb_frame.f_locals.get("node")
+            if isinstance(node, torch.fx.Node):
+                yield "\n".join(reversed(str(node.meta.get("stack_trace", "")).splitlines()))
+            trace = trace.tb_next

@@ -27,7 +27,8 @@ HTTP status codes are not here: the command line and the server map the branches
     │   ├── UnsupportedOperator
     │   ├── OpsetUnavailable
     │   ├── ExportFailed
-    │   │   └── DataDependentControlFlow
+    │   │   ├── DataDependentControlFlow
+    │   │   └── UnsteadySource
     │   ├── CannotPrune
     │   ├── NothingGained
     │   ├── NothingToQuantise
@@ -103,6 +104,7 @@ from forwardpass.errors.conversion import (
     NothingToQuantise,
     OpsetUnavailable,
     ParityFailed,
+    UnsteadySource,
     UnsupportedOperator,
 )
 from forwardpass.errors.machine import (
@@ -183,6 +185,7 @@ __all__ = [
     "Unauthorized",
     "UnknownProcessor",
     "UnsafePath",
+    "UnsteadySource",
     "UnsupportedMediaType",
     "UnsupportedOperator",
     "UnsupportedSchema",

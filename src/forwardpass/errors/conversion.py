@@ -15,6 +15,7 @@ __all__ = [
     "NothingToQuantise",
     "OpsetUnavailable",
     "ParityFailed",
+    "UnsteadySource",
     "UnsupportedOperator",
 ]
 
@@ -84,6 +85,26 @@ class DataDependentControlFlow(ExportFailed):
             source=source,
             reason="its control flow depends on the values of a tensor" + (f" at {location}" if location else ""),
             hint="Use torch.where or torch.cond instead of Python's if, or move the decision out of the model.",
+        )
+
+
+class UnsteadySource(ExportFailed):
+    """The model answers the same inputs differently from one call to the next."""
+
+    slug = "unsteady-source"
+
+    def __init__(self, *, source: str, output: str, difference: float, changed: Sequence[str] = ()) -> None:
+        self.output = output
+        self.difference = difference
+        self.changed = tuple(changed)
+        again = f"asked the same twice, its output '{output}' differs by {difference:.3g} (relative)"
+        named = ", ".join(f"'{name}'" for name in self.changed[:3])
+        super().__init__(
+            source=source,
+            reason=f"{again}, since forward() changes {named} in place" if named else again,
+            hint="Make it an input and an output of forward(), or leave it unchanged in eval()."
+            if named
+            else "Take what forward() keeps from call to call, and random numbers, out of the model.",
         )
 
 

@@ -76,9 +76,9 @@ class TorchRuntime:
         return self._signature
 
     def run(self, tensors: Tensors) -> dict[str, Array]:
-        """Run one call."""
+        """Run one call. The module gets copies, which it may change in place: the arrays are the caller's."""
         with torch.inference_mode():
-            given = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in tensors.items()}
+            given = {name: torch.from_numpy(np.array(array, order="C")) for name, array in tensors.items()}
             answers = {name: value.numpy() for name, value in named_outputs(self.module(**given)).items()}
         if self._signature is None:
             self._signature = Signature(inputs=_specs(tensors), outputs=_specs(answers))
