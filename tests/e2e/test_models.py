@@ -243,10 +243,18 @@ def test_a_version_that_cannot_be_loaded_leaves_the_old_one(
     refused = served.ask("POST", "/v2/repository/models/mlp/load")
     assert refused.status == 400
     assert str(root) in refused.json["error"]
+    told = [line for line in served.ask("POST", "/v2/repository/index").json if line["name"] == "mlp"]
+    assert [(line["version"], line["state"]) for line in told] == [("2", "READY"), ("", "UNAVAILABLE")]
+    assert told[1]["reason"] == (
+        f"what is on the disk now could not be loaded, what was loaded goes on: {refused.json['error']}"
+    )
     answer = served.ask("POST", INFER, BODY)
     assert answer.json["model_version"] == "2"
     np.testing.assert_array_equal(output(answer), right["2"])
     assert served.ask("GET", "/v2/health/ready").status == 200
+    shutil.rmtree(root / "mlp" / "3")
+    assert served.ask("POST", "/v2/repository/models/mlp/load").status == 200
+    assert "UNAVAILABLE" not in served.ask("POST", "/v2/repository/index").body.decode(), "there is nothing to tell"
 
 
 def reload_under_load(running: RunningServer, place: Path, files: Path, right: dict[str, Array], num: int) -> Crowd:

@@ -178,7 +178,10 @@ grace = 5
 port = 70000
 speed = 3
 repository = "nowhere"
+keys = "serve.toml"
+tls_cert = "cert.pem"
 [defaults]
+same_answer = "always"
 threads = 0
 slo = "fast"
 [[models]]
@@ -189,6 +192,8 @@ split = {{ "1" = -1 }}
 [[models]]
 name = "../up"
 path = "{bundle}"
+variant = "int4"
+labels = {{ stable = 9 }}
 [[models]]
 workers = 1
 [[pipelines]]
@@ -208,6 +213,11 @@ steps = []
         "server.port: Expected `int` <= 65535",
         "server.speed: is not known; there are host, port",
         "server.repository: there is no folder",
+        "server.keys: Cannot use",
+        f"server.tls_cert: there is no file '{tmp_path / 'cert.pem'}'",
+        "defaults.same_answer: Invalid enum value 'always'; expected one of affordable, bitwise, rounding",
+        "models[2].variant: Invalid value 'int4' for --variant: expected one of onnx-fp32.",
+        "models[2]: There is no version '9' of '../up' here. Available: 1.",
         "defaults.threads: Expected `int` >= 1",
         "defaults.slo: Invalid value 'fast'",
         "models[0]: No bundle at",
@@ -222,7 +232,22 @@ steps = []
         "pipelines[1].steps: Expected `array` of length >= 1",
     ):
         assert part in told
-    assert len(caught.value.mistakes) == 18
+    assert len(caught.value.mistakes) == 23
+
+
+def test_what_the_command_line_overrules_does_not_have_to_be_there(tmp_path: Path, bundle: Path) -> None:
+    path = tmp_path / "serve.toml"
+    path.write_text(f"""
+[server]
+keys = "elsewhere.json"
+[[models]]
+path = "{bundle}"
+variant = "int4"
+""")
+    with pytest.raises(InvalidConfig) as caught:
+        read_config(path)
+    assert [mistake.partition(":")[0] for mistake in caught.value.mistakes] == ["server.keys", "models[0].variant"]
+    assert len(read_config(path, overruled=("keys", "variant")).models) == 1
 
 
 def test_a_pipeline_is_read_as_it_is_written(tmp_path: Path, bundle: Path) -> None:

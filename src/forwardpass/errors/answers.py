@@ -43,9 +43,9 @@ class GoldenMismatch(ForwardpassError):
         self.tolerance = tolerance
         self.machine = machine
         super().__init__(
-            f"The variant '{variant}' answers differently on this machine ({machine}): output '{output}' is off by "
-            f"{difference:.3g} (tolerance {tolerance:.3g}) from the golden answer. Build the bundle on this kind of "
-            "machine, or choose a float variant with --variant."
+            f"The variant '{variant}' answers differently on this machine, {machine}: output '{output}' is off by "
+            f"{difference:.3g} (tolerance {tolerance:.3g}, both relative) from the golden answer. Build the bundle on "
+            "this kind of machine, or choose a float variant with --variant."
         )
 
 

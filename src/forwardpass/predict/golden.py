@@ -6,7 +6,6 @@ can change any kernel. Re-running a few recorded calls takes milliseconds and fi
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,6 +15,7 @@ from forwardpass.bundle import GoldenCall
 from forwardpass.core.protocols import Runtime
 from forwardpass.core.tensors import Array
 from forwardpass.errors import GoldenMismatch
+from forwardpass.runtimes.processors import find_processor
 
 __all__ = ["GoldenCheck", "check_golden", "relative_error"]
 
@@ -46,7 +46,7 @@ def check_golden(runtime: Runtime, calls: Sequence[GoldenCall], *, variant: str,
                     output=name,
                     difference=difference,
                     tolerance=tolerance,
-                    machine=f"{platform.machine()}, {runtime.name} {runtime.version}",
+                    machine=f"{find_processor()}, {runtime.name} {runtime.version}",
                 )
             worst = max(worst, difference)
     return GoldenCheck(variant=variant, difference=worst, tolerance=tolerance)

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from enum import Enum
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, get_args, get_type_hints
 
 import msgspec
 
-from forwardpass.bundle import has_versions, read_name
+from forwardpass.bundle import check_variant, has_versions, is_bundle, read_name
 from forwardpass.core.slo import Slo
 from forwardpass.errors import BundleError, ForwardpassError, InvalidConfig
+from forwardpass.serve.auth import read_keys
 from forwardpass.serve.control import RollbackBody, TrafficBody
 from forwardpass.serve.models import ModelConfig
 from forwardpass.serve.planning import PipelineConfig, StepConfig
-from forwardpass.serve.repository import MODEL_NAME
+from forwardpass.serve.repository import MODEL_NAME, wanted_versions
 from forwardpass.serve.settings import Front, ModelSettings, SameAnswer, ServeSettings
 
 __all__ = ["ServeConfig", "describe_config", "name_of", "read_config"]
@@ -113,8 +116,10 @@ class ServeConfig:
     pipelines: tuple[PipelineConfig, ...] = ()
 
 
-def read_config(path: Path) -> ServeConfig:
+def read_config(path: Path, *, overruled: Collection[str] = ()) -> ServeConfig:
     """Read a configuration; paths in it are relative to its folder.
+
+    What the settings that are `overruled` name does not have to be there.
 
     Raises:
         InvalidConfig: it cannot be read, or something in it is wrong; every mistake is named.
@@ -125,7 +130,7 @@ def read_config(path: Path) -> ServeConfig:
         raise InvalidConfig(path=str(path), mistakes=[(error.strerror or str(error)).lower()]) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InvalidConfig(path=str(path), mistakes=[f"it is not TOML: {error}"]) from error
-    reader = _Reader(path.absolute().parent)
+    reader = _Reader(path.absolute().parent, overruled)
     config = reader.read(document)
     if reader.mistakes:
         raise InvalidConfig(path=str(path), mistakes=reader.mistakes)
@@ -172,8 +177,9 @@ def _listed(fields: Mapping[str, object]) -> str:
 class _Reader:
     """Turns a document into settings and notes every mistake on the way."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, overruled: Collection[str]) -> None:
         self._folder = folder
+        self._overruled = overruled
         self.mistakes: list[str] = []
 
     def read(self, document: dict[str, Any]) -> ServeConfig:
@@ -183,6 +189,7 @@ class _Reader:
         defaults = self._model_settings(self._section(document.get("defaults", {}), "defaults", _Defaults), "defaults")
         fields = {name: value for name, value in server.items() if name != "repository"}
         settings = ServeSettings(model=replace(ModelSettings(), **defaults), **self._renamed(fields))
+        self._check_files(server)
         models = self._list(document, "models")
         configs = [self._model(model, f"models[{number}]", settings.model) for number, model in enumerate(models)]
         found = tuple(config for config in configs if config is not None)
@@ -231,6 +238,24 @@ class _Reader:
         if not MODEL_NAME.fullmatch(name):
             self.mistakes.append(f"{where}.name: '{name}' is no name: letters, digits, '.', '_' and '-', at most 64")
 
+    def _check_files(self, server: Mapping[str, Any]) -> None:
+        for name, path in server.items():
+            setting = _SETTINGS.get(name, name)
+            if setting not in _PATHS or setting in self._overruled:
+                continue
+            place = self._place(path)
+            if not place.is_file():
+                self.mistakes.append(f"server.{name}: there is no file '{place}'")
+            elif name == "keys":
+                self._noting("server.keys", partial(read_keys, place))
+
+    def _check_on_disk(self, config: ModelConfig, where: str) -> None:
+        """Note a variant or versions that are named and not there."""
+        variant = config.settings.variant
+        if variant is not None and "variant" not in self._overruled and is_bundle(config.path):
+            self._noting(f"{where}.variant", lambda: check_variant(config.path, variant))
+        self._noting(where, lambda: wanted_versions(config))
+
     def _model(self, section: object, where: str, defaults: ModelSettings) -> ModelConfig | None:
         fields = self._complete(section, where, _Model, ("path",))
         if "path" not in fields:
@@ -241,12 +266,15 @@ class _Reader:
         if name is not None:
             self._check_name(name, where)
         settings = replace(defaults, **self._model_settings(fields, where))
-        return self._noting(
+        config: ModelConfig | None = self._noting(
             where,
             lambda: ModelConfig(
                 name=name or name_of(path), path=path, settings=settings, traffic=TrafficBody(**traffic).traffic()
             ),
         )
+        if config is not None:
+            self._check_on_disk(config, where)
+        return config
 
     def _section(self, section: object, where: str, kind: type[msgspec.Struct]) -> dict[str, Any]:
         """Return the fields that are right, and note what is wrong with the others."""
@@ -262,7 +290,8 @@ class _Reader:
             try:
                 fields[key] = msgspec.convert(value, types[key])
             except msgspec.ValidationError as error:
-                self.mistakes.append(f"{where}.{key}: {str(error).replace(' | null', '')}")
+                told = str(error).replace(" | null", "")
+                self.mistakes.append(f"{where}.{key}: {told}{_choices(types[key])}")
         return fields
 
     def _model_settings(self, fields: dict[str, Any], where: str) -> dict[str, Any]:
@@ -286,6 +315,12 @@ class _Reader:
         except (ForwardpassError, BundleError) as error:
             self.mistakes.append(f"{where}: {error}")
             return None
+
+
+def _choices(kind: object) -> str:
+    """Return what may stand where one of a few words is expected."""
+    enums = [one for one in (kind, *get_args(kind)) if isinstance(one, type) and issubclass(one, Enum)]
+    return "".join(f"; expected one of {', '.join(choice.value for choice in enum)}" for enum in enums)
 
 
 def _where_it_belongs(key: str) -> str:

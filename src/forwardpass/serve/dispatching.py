@@ -140,21 +140,24 @@ class Dispatcher:
             RequestQuarantined: the same tensors have ended two workers.
         """
         now_s = request.arrived_s = self._now_s()
-        if self._quarantine and (left_s := self._quarantine.seconds_left(request.tensors, now_s=now_s)):
-            raise RequestQuarantined(seconds=left_s)
-        busy_until_s = self._busy_until_s(now_s)
-        in_line = self._line.num_waiting_rows if self._line is not None else 0
-        if self._line is not None and in_line and request.priority >= NORMAL_PRIORITY:
-            busy_until_s += self._line.backlog_s
         try:
-            self._queue.admit(request, now_s=now_s, busy_until_s=busy_until_s, rows_elsewhere=in_line)
-        except Overloaded as refusal:
+            self._admit(request, now_s)
+        except (Overloaded, RequestQuarantined) as refusal:
             self._metrics.finished(refusal, 0.0, request.num_rows)
             raise
         for part in self._parts(request):
             self._queue.put(part)
         self._set_alarm(request.deadline_s)
         self._pump()
+
+    def _admit(self, request: Request, now_s: float) -> None:
+        if self._quarantine and (left_s := self._quarantine.seconds_left(request.tensors, now_s=now_s)):
+            raise RequestQuarantined(seconds=left_s)
+        busy_until_s = self._busy_until_s(now_s)
+        in_line = self._line.num_waiting_rows if self._line is not None else 0
+        if self._line is not None and in_line and request.priority >= NORMAL_PRIORITY:
+            busy_until_s += self._line.backlog_s
+        self._queue.admit(request, now_s=now_s, busy_until_s=busy_until_s, rows_elsewhere=in_line)
 
     def close(self) -> None:
         """Answer whatever is left, with regret, and let go of the workers and the line, which lead back here."""
@@ -238,7 +241,9 @@ class Dispatcher:
         while self._retries:
             request = self._retries.popleft()
             if not request.is_abandoned and not request.is_answered:
-                return self._queue.batch_of(request)
+                batch = self._queue.batch_of(request)
+                self._metrics.closed(batch.closed)
+                return batch
         if not len(self._queue):
             return NO_BATCH
         batch = self._queue.pop_batch(now_s=self._now_s())

@@ -82,6 +82,7 @@ class WorkerProcess:
         self.state = WorkerState.STOPPED
         self.num_starts = 0
         self._is_connected = False
+        self._has_hung = False
         self._respawning: asyncio.TimerHandle | None = None
         self.arena: Arena
         self._channel: socket.socket
@@ -105,6 +106,7 @@ class WorkerProcess:
 
     def replace(self) -> None:
         """Kill a worker that has hung; its death is handled like any other."""
+        self._has_hung = True
         self._process.kill()
 
     async def stop(self) -> None:
@@ -202,7 +204,14 @@ class WorkerProcess:
             self._first_answer.set_result(Failed("worker-lost", f"its worker ended while loading ({_ending(code)})."))
             self.state = WorkerState.STOPPED
             return
-        log.warning("the worker %d ended (%s); starting another in %.1f s", self.pid, _ending(code), self._pause_s)
+        why, self._has_hung = "it hung over a batch" if self._has_hung else _ending(code), False
+        log.warning(
+            "the worker %d of %s ended (%s); starting another in %.1f s",
+            self.pid,
+            self._bundle.name,
+            why,
+            self._pause_s,
+        )
         self.state = WorkerState.STARTING
         self._listener.on_lost()
         self._respawn_later()

@@ -27,7 +27,7 @@ from forwardpass.serve.served import Served
 from forwardpass.serve.settings import ModelSettings
 from forwardpass.serve.versions import ModelVersion
 
-__all__ = ["IndexEntry", "Repository"]
+__all__ = ["IndexEntry", "Repository", "wanted_versions"]
 
 MODEL_NAME = re.compile(r"(?!\.)[A-Za-z0-9._-]{1,64}", re.ASCII)
 
@@ -208,7 +208,7 @@ class Repository:
                     await self.load(name)
 
     def index(self) -> list[IndexEntry]:
-        """Return every version that is served, and every model that is not, with the reason."""
+        """Return every version that is served, and why a model is not, or not as it is on the disk now."""
         entries = []
         for name in sorted({*self._known(), *self.models}):
             model = self.models.get(name)
@@ -218,14 +218,20 @@ class Repository:
                     reason = f"taken out of the split: {why}"
                 state = "READY" if version.is_ready else "UNAVAILABLE"
                 entries.append(IndexEntry(name=name, version=version.number, state=state, reason=reason))
-            if model is None:
-                reason = "unloaded" if name in self._unloaded else str(self._failures.get(name, "not loaded"))
-                entries.append(IndexEntry(name=name, version="", state="UNAVAILABLE", reason=reason))
+            if why := self._why_not_loaded(name):
+                entries.append(IndexEntry(name=name, version="", state="UNAVAILABLE", reason=why))
         for pipeline in self.pipelines:
             reason = "" if pipeline.is_ready else pipeline.problem or "a model of it does not answer now"
             state = "UNAVAILABLE" if reason else "READY"
             entries.append(IndexEntry(name=pipeline.name, version=VERSION, state=state, reason=reason))
         return entries
+
+    def _why_not_loaded(self, name: str) -> str:
+        """Return why a model is not served, or not as it is on the disk now; nothing where it is."""
+        failure = self._failures.get(name)
+        if name in self.models:
+            return f"what is on the disk now could not be loaded, what was loaded goes on: {failure}" if failure else ""
+        return "unloaded" if name in self._unloaded else str(failure or "not loaded")
 
     @property
     def is_ready(self) -> bool:
@@ -246,7 +252,7 @@ class Repository:
         kept: dict[str, ModelVersion] = {}
         fresh: dict[str, ModelVersion] = {}
         try:
-            for number, path in _wanted_versions(config).items():
+            for number, path in wanted_versions(config).items():
                 key = f"{config.name}/{number}"
                 fingerprint = (*_fingerprint(path), config.settings)
                 if number in served and self._fingerprints.get(key) == fingerprint:
@@ -381,7 +387,7 @@ class Repository:
 
     def _look(self, name: str) -> Mapping[str, tuple[object, ...]]:
         try:
-            return {number: _fingerprint(path) for number, path in _wanted_versions(self._config(name)).items()}
+            return {number: _fingerprint(path) for number, path in wanted_versions(self._config(name)).items()}
         except ForwardpassError:
             return {}
 
@@ -390,8 +396,13 @@ def _has(path: Path) -> bool:
     return is_bundle(path) or bool(versions_in(path))
 
 
-def _wanted_versions(config: ModelConfig) -> dict[str, Path]:
-    """Return the newest version and those that the traffic names."""
+def wanted_versions(config: ModelConfig) -> dict[str, Path]:
+    """Return the versions that the traffic names, and the newest where these do not share out all requests.
+
+    Raises:
+        NotFound: a version is named that is not there.
+        BundleError: there is none at all.
+    """
     found = {"1": config.path} if is_bundle(config.path) else versions_in(config.path)
     if not found:
         open_bundle(config.path)  # which says what is wrong with it

@@ -123,7 +123,7 @@ def run_server(models: Sequence[Path | str], *, config: Path | None, repository:
     """
     from forwardpass.serve import ModelSettings, ServeConfig, ServeSettings, read_config
 
-    read = read_config(config) if config is not None else ServeConfig(settings=ServeSettings())
+    read = read_config(config, overruled=given.keys()) if config is not None else ServeConfig(settings=ServeSettings())
     names = {field.name for field in fields(ModelSettings)}
     for_models = {name: value for name, value in given.items() if name in names}
     for_server = {name: value for name, value in given.items() if name not in names}
