@@ -274,16 +274,19 @@ def _rate(summary: LoadSummary) -> str:
 
 
 def _echo_capacity(report: CapacityReport, slo: str, is_met: bool | None) -> None:
+    from forwardpass.loadtest.search import format_interval
+
     found = report.capacity
-    high = f"{format_count(found.high_per_s)}/s" if found.high_per_s is not None else "unknown"
-    missed = f"{format_count(found.missed_per_s)}/s" if found.missed_per_s is not None else "none"
+    kept, missed = (
+        f"{format_count(rate)}/s" if rate else "none for sure" for rate in (found.kept_per_s, found.missed_per_s)
+    )
     more = "at least " if found.is_lower_bound else ""
     rows = [["capacity", f"none was found within {slo}"]]
     if found.rate_per_s:
         rows = [
             ["capacity", f"{more}{format_count(found.rate_per_s)}/s within {slo}"],
-            ["interval", f"{format_count(found.low_per_s)}/s to {high}"],
-            ["tried", f"always kept: {format_count(found.kept_per_s)}/s, never kept: {missed}"],
+            ["interval", format_interval(found)],
+            ["tried", f"always kept: {kept}; never kept: {missed}"],
         ]
     rows += [
         ["trials", f"{len(found.trials)} of {report.trial_s:g} s or more, Poisson arrivals"],

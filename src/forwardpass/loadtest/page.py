@@ -8,6 +8,7 @@ from markupsafe import Markup
 
 from forwardpass.core.measurement import Machine
 from forwardpass.loadtest.results import CapacityReport, GoodputPoint, LoadResult, Recovery
+from forwardpass.loadtest.search import format_interval
 from forwardpass.loadtest.summary import GeneratorReport, LoadSummary, TailPoint, Window
 from forwardpass.report.charts import Point, Series, line_chart
 from forwardpass.report.format import format_bytes, format_count, format_measurement, format_seconds, format_share
@@ -100,12 +101,11 @@ def _run_verdicts(summary: LoadSummary, result: LoadResult) -> list[Verdict]:
 def _capacity_verdicts(report: CapacityReport, result: LoadResult) -> list[Verdict]:
     found = report.capacity
     is_found = found.rate_per_s > 0
-    high = f"{format_count(found.high_per_s)}/s" if found.high_per_s is not None else "unknown"
     verdicts = [
         Verdict(
             label=f"Capacity within {result.slo}",
             value=f"{'≥ ' if found.is_lower_bound else ''}{format_count(found.rate_per_s)}/s" if is_found else "none",
-            note=f"Interval: {format_count(found.low_per_s)}/s to {high}." if is_found else " ".join(report.notes),
+            note=f"Interval: {format_interval(found)}." if is_found else " ".join(report.notes),
             word="FOUND" if is_found else "MISSED",
             state=State.GOOD if is_found else State.BAD,
         )

@@ -10,7 +10,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-__all__ = ["Capacity", "CapacitySearch", "Trial", "trial_duration_s"]
+from forwardpass.report.format import format_count
+
+__all__ = ["Capacity", "CapacitySearch", "Trial", "format_interval", "trial_duration_s"]
 
 NUM_TO_DECIDE = 2
 """Trials with the same outcome that decide on a rate: a majority of three."""
@@ -72,6 +74,18 @@ class Capacity:
     is_lower_bound: bool
     """Whether the search was ended by something else than the server: the generator, the budget or the largest rate."""
     trials: tuple[Trial, ...]
+
+
+def format_interval(capacity: Capacity) -> str:
+    """Return the interval that holds the capacity; an end about which nothing is known yet is not a number.
+
+    >>> search = CapacitySearch(start_per_s=10, max_per_s=1000, required_share=0.99)
+    >>> search.record(Trial(rate_per_s=10, share_in_time=1.0))
+    >>> format_interval(search.capacity())
+    'unknown'
+    """
+    low, high = (f"{format_count(end)}/s" if end else "unknown" for end in (capacity.low_per_s, capacity.high_per_s))
+    return "unknown" if low == high == "unknown" else f"{low} to {high}"
 
 
 class CapacitySearch:

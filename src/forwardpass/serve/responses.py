@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import msgspec
 
 from forwardpass.errors import (
@@ -74,7 +76,7 @@ def error_response(error: ForwardpassError) -> Response:
     status = next(status for kind, status, _ in STATUSES if isinstance(error, kind))
     headers: tuple[tuple[str, str], ...] = ()
     if isinstance(error, Overloaded | RateLimited):
-        headers = (("retry-after", str(max(1, round(error.retry_after_s)))),)
+        headers = (("retry-after", str(max(1, math.ceil(error.retry_after_s)))),)
     elif isinstance(error, NotReady | OutOfMemory):
         headers = (("retry-after", "1"),)
     elif isinstance(error, Unauthorized):

@@ -8,7 +8,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from forwardpass.loadtest.schedules import Phase, arrival_times
-from forwardpass.loadtest.search import MAX_TRIALS, RESOLUTION, Capacity, CapacitySearch, Trial, trial_duration_s
+from forwardpass.loadtest.search import (
+    MAX_TRIALS,
+    RESOLUTION,
+    Capacity,
+    CapacitySearch,
+    Trial,
+    format_interval,
+    trial_duration_s,
+)
 from tests.unit.loadtest.queueing import capacity, share_within, sojourn_s
 
 REQUIRED = 0.99
@@ -99,6 +107,16 @@ def test_no_rate_is_found_for_a_server_that_keeps_none() -> None:
 def test_the_largest_rate_is_a_lower_bound() -> None:
     found = searched(lambda _: 1.0, start_per_s=100, max_per_s=1000)
     assert (found.rate_per_s, found.missed_per_s, found.is_lower_bound) == (1000, None, True)
+
+
+def test_an_end_of_the_interval_that_nothing_bounds_is_no_number() -> None:
+    search = CapacitySearch(start_per_s=100, max_per_s=1e5, required_share=REQUIRED)
+    search.record(Trial(rate_per_s=100, share_in_time=1.0))
+    assert format_interval(search.capacity()) == "unknown", "one trial may have been luck"
+    search.record(Trial(rate_per_s=100, share_in_time=1.0))
+    assert format_interval(search.capacity()) == "90.9/s to unknown"
+    search.record(Trial(rate_per_s=200, share_in_time=0.1))
+    assert format_interval(search.capacity()) == "90.9/s to 220/s"
 
 
 def test_a_failure_of_the_generator_makes_a_lower_bound() -> None:
