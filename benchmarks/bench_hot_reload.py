@@ -2,9 +2,9 @@
 
 The server runs in a process of its own, from the command line. Two versions of a bundle take each other's place on disk
 and are loaded over the repository API, while a closed loop of keep-alive connections asks all the time and one more
-client compares every answer, bit by bit, with that of the two versions. The memory is that of the front, measured after
-each reload; its slope is fitted to the reloads after the first thirty, when the allocator has what it needs. Once in
-the life of a server, and often among its first hundreds of reloads, Python makes its table of interned names larger:
+client compares every answer, bit by bit, with that of the two versions. The memory is the anonymous one of the front
+after each reload; its slope is fitted to the reloads after the first thirty, when the allocator has what it needs. Once
+in the life of a server, and often among its first hundreds of reloads, Python makes its table of interned names larger:
 half a megabyte at one stroke, which a fit spreads over all of them. So the largest step and the growth without it are
 told, too. Prints one JSON line and exits with 1 if a request failed or an answer was that of neither version.
 
@@ -95,6 +95,13 @@ def exchange(new: Path, place: Path) -> None:
     shutil.rmtree(old)
 
 
+def anonymous_bytes(pid: int) -> int:
+    """Return the resident memory of a process without that of files, whose pages the kernel takes and gives back."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    line = next(line for line in status.splitlines() if line.startswith("RssAnon:"))
+    return int(line.split()[1]) * 1024
+
+
 def reload_again_and_again(server: RunningServer, folder: Path, num_reloads: int) -> tuple[list[float], list[int]]:
     """Return how long each reload took, and the memory of the front after it."""
     times_s, memories = [], []
@@ -105,7 +112,7 @@ def reload_again_and_again(server: RunningServer, folder: Path, num_reloads: int
         if status != OK:
             sys.exit(f"reload {number + 1} was answered with {status}: {body.decode(errors='replace')}")
         times_s.append(time.monotonic() - started_s)
-        memories.append(server.process.memory_info().rss)
+        memories.append(anonymous_bytes(server.process.pid))
     return times_s, memories
 
 
