@@ -215,3 +215,14 @@ class OneRow(nn.Module):
 class OtherForTwoRows(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x * 2 if len(x) == 2 else x * 3
+
+
+class Selecting(nn.Module):
+    """Keeps the rows that begin with a positive number: how many, the values decide."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x[x[:, 0] > 0]
+
+
+def selecting() -> nn.Module:
+    return Selecting().eval()

@@ -13,12 +13,15 @@ import torch
 from onnx import helper
 
 from forwardpass.convert import Conversion, TorchSource, convert_to_onnx, exporters, plain_weights
+from forwardpass.core.metrics import METRICS
 from forwardpass.core.samples import SampleGroup, Samples
 from forwardpass.core.tensors import Array
+from forwardpass.core.variants import Format, Precision, Variant
 from forwardpass.errors import (
     ConversionError,
     DataDependentControlFlow,
     ExportFailed,
+    InvalidMetric,
     InvalidModel,
     InvalidOption,
     InvalidSamples,
@@ -29,6 +32,9 @@ from forwardpass.errors import (
     UnsupportedOperator,
     UntrustedPickle,
 )
+from forwardpass.optimize.evaluation import answer, score_answers
+from forwardpass.runtimes import RuntimeOptions
+from forwardpass.runtimes.torch import TorchRuntime
 from tests.integration import conversion_sources as sources
 from tests.models import write_fixed_batch, write_mlp
 
@@ -116,6 +122,24 @@ def test_what_cannot_be_converted_is_named_and_leaves_nothing(
         convert_to_onnx(module, FOUR, out=tmp_path / "m.onnx", progress=silent)
     assert words in str(caught.value)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_shapes_that_depend_on_values_are_noted_and_rows_no_longer_counted(tmp_path: Path) -> None:
+    conversion = convert_to_onnx(sources.Selecting(), FOUR, out=tmp_path / "m.onnx", progress=silent)
+    assert [note for note in conversion.notes if "output 'output' depends on the values of the inputs" in note]
+    assert not conversion.signature.is_batchable
+    runtime = TorchRuntime(sources.Selecting(), options=RuntimeOptions())
+    runtime.run({"x": np.ones((2, 4), np.float32)})
+    assert runtime.signature.is_batchable
+    runtime.run({"x": -np.ones((2, 4), np.float32)})
+    assert not runtime.signature.is_batchable
+
+
+def test_outputs_without_a_row_for_each_sample_are_not_scored() -> None:
+    variant = Variant(name="source", format=Format.TORCH, precision=Precision.FP32, location=f"{SOURCES}:selecting")
+    answers = answer(variant, FOUR)
+    with pytest.raises(InvalidMetric, match=r"\[\d+, 4\] for 20 samples: none of its rows belongs to one of them\."):
+        score_answers(METRICS["cosine"], answers, answers, FOUR)
 
 
 def test_a_module_that_changes_its_input_in_place_changes_nobody_elses(tmp_path: Path) -> None:

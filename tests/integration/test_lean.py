@@ -369,6 +369,8 @@ def test_the_same_wishes_make_the_same_files_again(tmp_path: Path) -> None:
         ]
     assert recipes[0] == recipes[1]
     assert [step.operation for step in recipes[0][0].steps] == ["prune-channels", "train", "convert"]
+    zeroed = dict(recipes[0][1].steps[0].parameters)
+    assert int(zeroed["compressed_bytes"]) < 0.8 * int(zeroed["compressed_bytes_of_source"])
     for file in ("distilled.onnx", "pruned-50.onnx", "sparse-50.onnx"):
         assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
 

@@ -447,9 +447,29 @@ def _checked(
         opset=read_opset(job.out),
         parity=tuple(comparison.check for comparison in comparisons),
         tolerance=job.tolerance,
-        notes=notes,
+        notes=(*notes, *_notes_on_shapes(source, calls[-1], comparisons[-1], converted.signature)),
     )
     return Proven(conversion=conversion, source=source, calls=calls)
+
+
+def _notes_on_shapes(
+    source: Runtime, call: dict[str, Array], comparison: Comparison, signature: Signature
+) -> Iterator[str]:
+    """Say which outputs have another shape where only the values of the inputs are others."""
+    explained = set(signature.dynamic_axes)
+    if all(isinstance(size, int) or size in explained for spec in signature.outputs for size in spec.shape):
+        return
+    shapes = comparison.shapes.outputs
+    with suppress(Exception):  # values that the source does not take: then nothing is said
+        others = source.run({name: np.ascontiguousarray(np.flip(array)) for name, array in call.items()})
+        for (name, shape), other in zip(shapes.items(), others.values(), strict=True):
+            if shape != other.shape:
+                yield (
+                    f"The shape of output '{name}' depends on the values of the inputs ({list(shape)} or "
+                    f"{list(other.shape)} for the same shapes): it is served one request at a time, and cannot be "
+                    "scored by sample. Return one row for each row of the inputs, such as scores with a mask, and "
+                    "select behind the model."
+                )
 
 
 def _signature_of(path: Path) -> Signature:

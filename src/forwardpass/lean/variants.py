@@ -114,7 +114,7 @@ def _zeroed(work: LeanWork, settings: SparsitySettings, progress: Progress) -> V
         parameters=(
             ("share", round(zeroing.share, 4)),
             ("counted", "per layer" if settings.per_layer else "over the network"),
-            ("compressed_bytes_of_source", zeroing.compressed_bytes_before),
+            ("compressed_bytes_of_source", before.compressed_bytes_before),
             ("compressed_bytes", zeroing.compressed_bytes),
         ),
     )

@@ -6,11 +6,14 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
+import numpy as np
+
 from forwardpass.core.metrics import METRICS, Metric, Prediction, Scores, score
 from forwardpass.core.protocols import Runtime
 from forwardpass.core.samples import SampleGroup, Samples
 from forwardpass.core.tensors import Array, concatenate_rows
 from forwardpass.core.variants import Format, Precision, Variant
+from forwardpass.errors import InvalidMetric
 from forwardpass.runtimes import RuntimeOptions, open_runtime
 from forwardpass.runtimes.options import num_available_cores
 
@@ -60,8 +63,11 @@ def score_answers(metric: Metric, answers: Answers, reference: Answers, samples:
     """Score answers against the labels of the samples, or against the source's answers.
 
     Raises:
-        InvalidMetric: the metric does not fit the outputs or the labels, or an output is not finite.
+        InvalidMetric: the metric does not fit the outputs or the labels, or an output is not finite or has no row for
+            each sample.
     """
+    for group, outputs in zip(samples.groups, answers.groups, strict=True):
+        _check_rows(metric, outputs, num_rows=len(group))
     return score(metric, list(_predictions(answers, reference, samples)))
 
 
@@ -82,4 +88,17 @@ def _renamed(reference: dict[str, Array], outputs: dict[str, Array]) -> dict[str
 
 def _run_group(runtime: Runtime, group: SampleGroup, max_rows: int) -> dict[str, Array]:
     parts = [runtime.run(group.take(slice(start, start + max_rows)).inputs) for start in range(0, len(group), max_rows)]
-    return concatenate_rows(parts)
+    return concatenate_rows([{name: np.atleast_1d(array) for name, array in part.items()} for part in parts])
+
+
+def _check_rows(metric: Metric, outputs: dict[str, Array], *, num_rows: int) -> None:
+    """Refuse what no metric can take: a number of values that the inputs decide, or one value for a whole batch."""
+    for name, array in outputs.items():
+        if array.size % num_rows or not array.size:
+            raise InvalidMetric(
+                metric=metric.name,
+                reason=f"output '{name}' has the shape {list(array.shape)} for {num_rows} samples: none of its rows "
+                "belongs to one of them",
+                hint="Return one row for each row of the inputs, such as scores with a mask, and select behind the "
+                "model.",
+            )

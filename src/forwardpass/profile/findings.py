@@ -208,8 +208,8 @@ def _bytes_of(answer: Tensors) -> bytes:
 
 
 def _decides_otherwise(answer: Array, reference: Array) -> bool:
-    """Tell whether integers differ, or the greatest of a row of at least two scores is another one."""
-    if answer.dtype.kind != "f":
+    """Tell whether integers or shapes differ, or the greatest of a row of at least two scores is another one."""
+    if answer.dtype.kind != "f" or answer.shape != reference.shape:
         return True
-    is_scores = reference.ndim == 2 and reference.shape[1] > 1
+    is_scores = reference.ndim == 2 and reference.shape[1] > 1 and reference.size > 0
     return is_scores and bool(np.argmax(answer) != np.argmax(reference))

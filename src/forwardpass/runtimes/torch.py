@@ -64,7 +64,9 @@ class TorchRuntime:
 
     @property
     def signature(self) -> Signature:
-        """Inputs and outputs as the last call showed them: a module declares none.
+        """Inputs and outputs as the calls showed them: a module declares none.
+
+        An output that once had another number of rows than the inputs has no batch axis.
 
         Raises:
             InvalidModel: nothing was run yet.
@@ -80,8 +82,10 @@ class TorchRuntime:
         with torch.inference_mode():
             given = {name: torch.from_numpy(np.array(array, order="C")) for name, array in tensors.items()}
             answers = {name: value.numpy() for name, value in named_outputs(self.module(**given)).items()}
-        if self._signature is None:
-            self._signature = Signature(inputs=_specs(tensors), outputs=_specs(answers))
+        num_rows = _num_rows(tensors)
+        has_rows = all(array.shape[:1] == (num_rows,) for array in answers.values())
+        if self._signature is None or (not has_rows and self._signature.is_batchable):
+            self._signature = Signature(inputs=_specs(tensors), outputs=_specs(answers, num_rows=num_rows))
         return answers
 
 
@@ -218,9 +222,19 @@ def _check_weights(module: nn.Module, state: Mapping[str, torch.Tensor], weights
             raise InvalidModel(path=weights, reason=f"it does not fit the module: {reason}")
 
 
-def _specs(tensors: Tensors) -> tuple[TensorSpec, ...]:
-    """Describe the tensors of one call; only the first axis is known to be dynamic."""
+def _num_rows(tensors: Tensors) -> int:
+    return next((len(array) for array in tensors.values() if array.ndim), 0)
+
+
+def _specs(tensors: Tensors, *, num_rows: int | None = None) -> tuple[TensorSpec, ...]:
+    """Describe the tensors of one call; only the first axis is known to be dynamic, and to be the batch if it fits."""
     return tuple(
-        TensorSpec(name=name, dtype=array.dtype.name, shape=(BATCH_AXIS, *array.shape[1:]) if array.ndim else ())
+        TensorSpec(
+            name=name,
+            dtype=array.dtype.name,
+            shape=(BATCH_AXIS if num_rows in (None, len(array)) else f"{name}_axis0", *array.shape[1:])
+            if array.ndim
+            else (),
+        )
         for name, array in tensors.items()
     )
