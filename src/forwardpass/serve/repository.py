@@ -138,10 +138,10 @@ class Repository:
         await self._load_named(name)
 
     async def _load_named(self, name: str) -> None:
-        config = self._config(name)
+        self._config(name)  # which says that there is no such model
         async with self._locks.setdefault(name, asyncio.Lock()):
             try:
-                await self._load(config)
+                await self._load(self._config(name))
             except ForwardpassError as error:
                 if str(self._failures.get(name)) != str(error):
                     log.error("%s could not be loaded: %s", name, error)  # noqa: TRY400 - the sentence says it all
@@ -174,12 +174,21 @@ class Repository:
             ForwardpassError: it names a version that does not exist or cannot be loaded.
         """
         self._refuse_pipeline(name)
-        config = self._config(name)
+        self._config(name)  # which says that there is no such model
+        async with self._locks.setdefault(name, asyncio.Lock()):
+            await self._try_traffic(name, traffic)
+        self._failures.pop(name, None)
+        self._unloaded.discard(name)
+        set_to = {"labels": traffic.labels, "split": traffic.split, "shadow": traffic.shadow}
+        words = ", ".join(f"{key}={value}" for key, value in set_to.items() if value)
+        log.info("the traffic of %s is set: %s", name, words or "the newest version gets all")
+
+    async def _try_traffic(self, name: str, traffic: Traffic) -> None:
+        """Load with other traffic; nobody else may load meanwhile, as it would be with traffic that may be refused."""
         previous = self._configs.get(name)
-        self._configs[name] = ModelConfig(name=name, path=config.path, settings=config.settings, traffic=traffic)
+        self._configs[name] = replace(self._config(name), traffic=traffic)
         try:
-            async with self._locks.setdefault(name, asyncio.Lock()):
-                await self._load(self._config(name))
+            await self._load(self._config(name))
         except ForwardpassError as error:
             log.warning("the traffic of %s stays as it was: %s", name, error)
             if previous is None:
@@ -187,11 +196,6 @@ class Repository:
             else:
                 self._configs[name] = previous
             raise
-        self._failures.pop(name, None)
-        self._unloaded.discard(name)
-        set_to = {"labels": traffic.labels, "split": traffic.split, "shadow": traffic.shadow}
-        words = ", ".join(f"{key}={value}" for key, value in set_to.items() if value)
-        log.info("the traffic of %s is set: %s", name, words or "the newest version gets all")
 
     async def watch(self, interval_s: float) -> None:
         """Look for changes until cancelled, and load what has changed; a bundle that is being copied is tried again."""
