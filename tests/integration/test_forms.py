@@ -149,6 +149,17 @@ def test_no_sample_of_the_users_is_in_the_file(tmp_path: Path) -> None:
         assert np.float32(0.123456789).tobytes() * 2 not in written, form
 
 
+def test_torchscript_whose_outputs_have_names_becomes_onnx(tmp_path: Path) -> None:
+    generator = np.random.default_rng(3)
+    arrays = {name: generator.standard_normal((6, width)).astype(np.float32) for name, width in (("x", 4), ("y", 3))}
+    samples = Samples(groups=(SampleGroup(inputs=arrays),))
+    script = make(Format.TORCHSCRIPT, tmp_path, "two_inputs", samples).variant.location
+    source = TorchSource(reference=script)
+    conversion = convert(source, samples, to=Format.ONNX, out=tmp_path / "m.onnx", progress=silent)
+    assert [output.name for output in conversion.signature.outputs] == ["a", "b"]
+    assert conversion.worst_difference < TOLERANCE
+
+
 def test_an_onnx_file_becomes_ort_and_openvino_but_not_torch(tmp_path: Path) -> None:
     source = write_mlp(tmp_path / "mlp.onnx")
     for form in (Format.ORT, Format.OPENVINO):

@@ -63,7 +63,8 @@ def export(
     """
     inputs = {tensor: torch.from_numpy(array) for tensor, array in example.items()}
     with torch.inference_mode():
-        outputs = tuple(named_outputs(module(**inputs)))
+        returned = module(**inputs)
+        outputs = tuple(named_outputs(returned))
     arguments: dict[str, Any] = {
         "kwargs": inputs,
         "input_names": list(inputs),
@@ -79,12 +80,29 @@ def export(
         arguments |= {"dynamo": False, "dynamic_axes": {**{t: dict(n) for t, n in axes.items()}, **first}}
     try:
         with quiet():
-            written = torch.onnx.export(module, (), str(out), **arguments)
+            if isinstance(module, torch.jit.ScriptModule) and isinstance(returned, Mapping) and exporter != "dynamo":
+                jit: Any = torch.jit
+                module = jit.trace(_InATuple(module, tuple(inputs)), tuple(inputs.values()), check_trace=False)
+                written = torch.onnx.export(module, tuple(inputs.values()), str(out), **arguments | {"kwargs": None})
+            else:
+                written = torch.onnx.export(module, (), str(out), **arguments)
     except ModuleNotFoundError as error:
         raise MissingExtra(package=error.name or "onnxscript", extra="torch", purpose="exporting to ONNX") from error
     except Exception as error:  # the exporters raise what lies deep below them
         raise translated(error, name) from error
     return getattr(written, "exported_program", None)
+
+
+class _InATuple(nn.Module):
+    """TorchScript whose outputs are a mapping, for which the older exporter has no translation."""
+
+    def __init__(self, script: nn.Module, names: tuple[str, ...]) -> None:
+        super().__init__()
+        self.script = script
+        self.names = names
+
+    def forward(self, *arguments: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return tuple(self.script(**dict(zip(self.names, arguments, strict=True))).values())
 
 
 @contextlib.contextmanager
