@@ -2,7 +2,7 @@
 
 The rule is work-conserving with late binding: nothing waits while the worker is idle, and while it is busy the next
 batch grows. At low load a request runs alone at once; at high load batches are as large as they may be. There is no
-window to set.
+window to set. The one exception is `regathering`, a millisecond for those who were answered together.
 """
 
 from __future__ import annotations
@@ -68,6 +68,8 @@ class Closed(StrEnum):
     """One more ticket would have made the batch too slow for a ticket in it."""
     SHAPE = "shape"
     """What else waits has other shapes."""
+    SHARED = "shared"
+    """Other workers are free for the rest."""
     ALONE = "alone"
     """It is run again by itself, after a batch that failed."""
 
@@ -118,7 +120,7 @@ class BatchQueue:
         self.max_batch_rows = max_batch_rows
         self._max_queue_rows = max_queue_rows
         self._latency = latency
-        self._num_workers = num_workers
+        self.num_workers = num_workers
         self._batch_sizes = batch_sizes
         self._lines: dict[tuple[int, Hashable], deque[Ticket]] = {}
         self._rows_by_priority: Counter[int] = Counter()
@@ -157,8 +159,10 @@ class BatchQueue:
         self._num_rows += ticket.num_rows
         self._rows_by_priority[ticket.priority] += ticket.num_rows
 
-    def pop_batch(self, *, now_s: float) -> Batch:
+    def pop_batch(self, *, now_s: float, num_free: int = 1) -> Batch:
         """Return the tickets to run now; empty when nothing waits that is still of use.
+
+        Of so many free workers, each gets its part of what waits: nobody is idle while another runs a large batch.
 
         The oldest ticket decides the shape, and others of its shape join it in order, as long as the batch is in time
         for all of them. A ticket that cannot be in time is dropped here, before it costs anything; but where that
@@ -167,12 +171,13 @@ class BatchQueue:
         in their turn, they are given up for the others' sake.
         """
         expired: list[Ticket] = []
+        most = self._padded(-(-self._num_rows // num_free)) if num_free > 1 else self.max_batch_rows
         first = self._take_first(expired, now_s)
         self._num_expired += len(expired)
         if first is None:
             return Batch(expired=tuple(expired))
         draft = _Draft(first)
-        closed = self._fill(draft, now_s)
+        closed = self._fill(draft, now_s, min(most, self.max_batch_rows))
         self._num_batches += 1
         self._num_batched += len(draft.tickets)
         self._mean_rows += SIZE_SMOOTHING * (draft.num_rows - self._mean_rows)
@@ -196,6 +201,13 @@ class BatchQueue:
     def predict_s(self, batch: Batch) -> float:
         """Predict how long a batch will run."""
         return self._latency.predict_s(batch.num_rows, batch.row_size)
+
+    def saved_by_sharing_s(self, some_rows: int, other_rows: int, like: Batch) -> float:
+        """Predict what running rows together saves, against some of them alone and then the others."""
+        alone_s, behind_s, together_s = (
+            self._predict_s(num_rows, like.row_size) for num_rows in (some_rows, other_rows, some_rows + other_rows)
+        )
+        return alone_s + behind_s - together_s
 
     def observe(self, batch: Batch, seconds: float) -> None:
         """Take note of how long a batch has run."""
@@ -270,7 +282,7 @@ class BatchQueue:
         if rest and rows > most:
             full, rows = full + 1, ticket.num_rows
         rows = max(rows, min(round(self._mean_rows), most))
-        wait_s = full * self._predict_s(most, ticket.row_size) / self._num_workers if full else 0.0
+        wait_s = full * self._predict_s(most, ticket.row_size) / self.num_workers if full else 0.0
         return wait_s, self._predict_s(rows, ticket.row_size)
 
     # --- what runs together
@@ -358,7 +370,7 @@ class BatchQueue:
                 high = middle
         return low if low >= ticket.num_rows else 0
 
-    def _fill(self, draft: _Draft, now_s: float) -> Closed:
+    def _fill(self, draft: _Draft, now_s: float, most: int) -> Closed:
         """Take out what runs together with the first: those of its shape, the more urgent first, then its family."""
         full_s = now_s + self._predict_s(self.max_batch_rows, draft.row_size)
         while line := self._line_of(draft.first.shape_key):
@@ -367,17 +379,17 @@ class BatchQueue:
                 self._take_head(line)
                 continue
             num_rows = draft.num_rows + ticket.num_rows
-            if num_rows > self.max_batch_rows:
-                return Closed.FULL
+            if num_rows > most:
+                return self._full(num_rows)
             deadline_s = min(draft.deadline_s, ticket.deadline_s)
             if full_s > deadline_s and now_s + self._predict_s(num_rows, draft.row_size) > deadline_s:
                 return Closed.DEADLINE
             draft.add(self._take_head(line))
         if not self._lines:
             return Closed.QUEUE_EMPTY
-        return self._fill_with_family(draft, now_s) if draft.first.family is not None else Closed.SHAPE
+        return self._fill_with_family(draft, now_s, most) if draft.first.family is not None else Closed.SHAPE
 
-    def _fill_with_family(self, draft: _Draft, now_s: float) -> Closed:
+    def _fill_with_family(self, draft: _Draft, now_s: float, most: int) -> Closed:
         """Take out those of other shapes that are faster padded to the largest and run now than run by themselves."""
         for line in sorted(self._lines.values(), key=lambda line: (line[0].priority, line[0].number)):
             while line and line[0].family == draft.first.family:
@@ -386,8 +398,8 @@ class BatchQueue:
                     self._take_head(line)
                     continue
                 num_rows, row_size = draft.num_rows + ticket.num_rows, max(draft.row_size, ticket.row_size)
-                if num_rows > self.max_batch_rows:
-                    return Closed.FULL
+                if num_rows > most:
+                    return self._full(num_rows)
                 together_s = self._predict_s(num_rows, row_size)
                 if now_s + together_s > min(draft.deadline_s, ticket.deadline_s):
                     return Closed.DEADLINE
@@ -396,6 +408,9 @@ class BatchQueue:
                     break
                 draft.add(self._take_head(line))
         return Closed.SHAPE if self._lines else Closed.QUEUE_EMPTY
+
+    def _full(self, num_rows: int) -> Closed:
+        return Closed.FULL if num_rows > self.max_batch_rows else Closed.SHARED
 
     def _first_line(self) -> deque[Ticket]:
         lines = self._lines

@@ -14,6 +14,7 @@ from enum import StrEnum
 import numpy as np
 
 from forwardpass.core.batching import NORMAL_PRIORITY, Batch, BatchQueue, Ticket
+from forwardpass.core.regathering import Regathering, Wait
 from forwardpass.core.statistics import percentile
 from forwardpass.core.tensors import Array
 from forwardpass.errors import Overloaded
@@ -110,7 +111,7 @@ class _Running:
     """A worker at work: when it is done, and what the queue expects."""
 
     ended_s: float
-    number: int
+    worker: int
     expected_s: float = field(compare=False)
     started_s: float = field(compare=False)
     tickets: tuple[_Ticket, ...] = field(compare=False)
@@ -122,9 +123,11 @@ class _Run:
         self._arrivals = arrivals
         self._queue = queue
         self._service = service
-        self._num_free = num_workers
+        self._regathering = Regathering(queue)
+        self._free = set(range(num_workers))
+        self._wait: Wait | None = None
+        self._wait_until_s = float("inf")
         self._running: list[_Running] = []
-        self._num_started = 0
         self._alarm_s = float("inf")
         self.fates: list[Fate] = [Fate.EXPIRED] * len(arrivals)
         self.latencies_s: list[float] = [float("nan")] * len(arrivals)
@@ -132,16 +135,43 @@ class _Run:
 
     def play(self) -> None:
         for number, arrival in enumerate(self._arrivals):
-            self._finish_until(arrival.at_s)
+            self._run_until(arrival.at_s)
             self._arrive(number, arrival)
-        self._finish_until(float("inf"))
+        self._run_until(float("inf"))
 
-    def _finish_until(self, now_s: float) -> None:
-        while self._running and self._running[0].ended_s <= now_s:
-            done = heapq.heappop(self._running)
-            self._num_free += 1
-            self._end(done)
-            self._pump(done.ended_s)
+    def _run_until(self, now_s: float) -> None:
+        while self._running or self._wait is not None:
+            ended_s = self._running[0].ended_s if self._running else float("inf")
+            if min(ended_s, self._wait_until_s) > now_s:
+                return
+            if self._wait is not None and self._wait_until_s < ended_s:
+                over_s = self._wait_until_s
+                self._drop_late(over_s)
+                self._end_wait(self._wait)
+                self._pump(over_s)
+            else:
+                self._finish(heapq.heappop(self._running))
+
+    def _finish(self, done: _Running) -> None:
+        self._drop_late(done.ended_s)
+        self._free.add(done.worker)
+        self._end(done)
+        num_answered = len(done.tickets)
+        if self._wait is not None:
+            self._wait = self._regathering.longer(self._wait, done.batch, num_answered=num_answered)
+        else:
+            self._wait = self._regathering.wait_after(
+                done.batch,
+                num_answered=num_answered,
+                num_waiting=len(self._queue),
+                num_running=sum(len(it.tickets) for it in self._running),
+            )
+            self._wait_until_s = done.ended_s + self._wait.seconds if self._wait is not None else float("inf")
+        self._pump(done.ended_s)
+
+    def _end_wait(self, wait: Wait) -> None:
+        self._wait, self._wait_until_s = None, float("inf")
+        self._regathering.learn(wait, len(self._queue))
 
     def _arrive(self, number: int, arrival: Arrival) -> None:
         now_s = arrival.at_s
@@ -153,9 +183,7 @@ class _Run:
             priority=arrival.priority,
             arrival=number,
         )
-        if now_s >= self._alarm_s:
-            self._forget(self._queue.drop_expired(now_s=now_s))
-            self._alarm_s = self._queue.earliest_deadline_s or float("inf")
+        self._drop_late(now_s)
         try:
             self._queue.admit(ticket, now_s=now_s, busy_until_s=self._busy_until_s(now_s))
         except Overloaded:
@@ -165,25 +193,33 @@ class _Run:
         self._alarm_s = min(self._alarm_s, ticket.deadline_s)
         self._pump(now_s)
 
+    def _drop_late(self, now_s: float) -> None:
+        if now_s >= self._alarm_s:
+            self._forget(self._queue.drop_expired(now_s=now_s))
+            self._alarm_s = self._queue.earliest_deadline_s or float("inf")
+
     def _busy_until_s(self, now_s: float) -> float:
-        if self._num_free:
+        if self._free:
             return now_s
         return min(running.started_s + running.expected_s for running in self._running)
 
     def _pump(self, now_s: float) -> None:
-        while self._num_free and len(self._queue):
-            batch = self._queue.pop_batch(now_s=now_s)
-            self._forget(batch.expired)
-            if not batch.tickets:
-                return
-            tickets = tuple(ticket for ticket in batch.tickets if isinstance(ticket, _Ticket))
-            seconds = self._service(batch.num_rows, batch.row_size)
-            expected_s = self._queue.predict_s(batch)
-            heapq.heappush(
-                self._running, _Running(now_s + seconds, self._num_started, expected_s, now_s, tickets, batch)
-            )
-            self._num_started += 1
-            self._num_free -= 1
+        for worker in sorted(self._free):
+            if self._wait is not None and len(self._queue) >= self._wait.num_wanted:
+                self._end_wait(self._wait)
+            if self._wait is None and len(self._queue):
+                self._feed(worker, now_s)
+
+    def _feed(self, worker: int, now_s: float) -> None:
+        batch = self._queue.pop_batch(now_s=now_s, num_free=len(self._free))
+        self._forget(batch.expired)
+        if not batch.tickets:
+            return
+        tickets = tuple(ticket for ticket in batch.tickets if isinstance(ticket, _Ticket))
+        ended_s = now_s + self._service(batch.num_rows, batch.row_size)
+        expected_s = self._queue.predict_s(batch)
+        heapq.heappush(self._running, _Running(ended_s, worker, expected_s, now_s, tickets, batch))
+        self._free.remove(worker)
 
     def _end(self, done: _Running) -> None:
         self._queue.observe(done.batch, done.ended_s - done.started_s)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 
 from forwardpass.core.batching import NORMAL_PRIORITY, Batch, BatchQueue, Closed, QueueStatistics, Ticket
+from forwardpass.core.regathering import Regathering, Wait
 from forwardpass.core.tensors import Signature
 from forwardpass.errors import (
     DeadlineExceeded,
@@ -91,6 +92,9 @@ class Dispatcher:
         self._line: Line | None = None
         self._is_turn_of_line = False
         self._relearn_s = 0.0
+        self._regathering = Regathering(queue)
+        self._wait: Wait | None = None
+        self._wait_alarm: asyncio.TimerHandle | None = None
 
     def add_line(self, line: Line) -> None:
         """Take batches from `line`, too; where it and the queue have something to run, they take turns."""
@@ -172,6 +176,7 @@ class Dispatcher:
         for lane in self._lanes:
             _cancel(lane.hang_alarm)
         _cancel(self._alarm)
+        _cancel(self._wait_alarm)
         self._lanes.clear()
         self._line = None
 
@@ -192,10 +197,45 @@ class Dispatcher:
     def _pump(self) -> None:
         """Give every free worker something to do."""
         for lane in self._lanes:
-            while lane.is_free and self._feed(lane):
+            while lane.is_free and not self._is_waiting() and self._feed(lane):
                 pass
         if self._line is not None:
             self._tell_line()
+
+    def _num_free(self) -> int:
+        return sum(lane.is_free for lane in self._lanes) if len(self._lanes) > 1 else 1
+
+    def _num_waiting(self) -> int:
+        return len(self._queue) + (len(self._line) if self._line is not None else 0)
+
+    def _await_again(self, batch: Batch, num_answered: int) -> None:
+        """Wait a moment for those that were just answered, where that is likely to pay."""
+        if self._wait is not None:
+            self._wait = self._regathering.longer(self._wait, batch, num_answered=num_answered)
+            return
+        self._wait = self._regathering.wait_after(
+            batch,
+            num_answered=num_answered,
+            num_waiting=self._num_waiting(),
+            num_running=sum(len(lane.line_batch or lane.batch) for lane in self._lanes),
+        )
+        if self._wait is not None:
+            self._wait_alarm = call_at(self._loop, self._now_s() + self._wait.seconds, self._give_up_waiting)
+
+    def _is_waiting(self) -> bool:
+        if self._wait is not None and (self._num_waiting() >= self._wait.num_wanted or self._retries):
+            self._end_wait(self._wait)
+        return self._wait is not None
+
+    def _give_up_waiting(self) -> None:
+        if self._wait is not None:
+            self._end_wait(self._wait)
+            self._pump()
+
+    def _end_wait(self, wait: Wait) -> None:
+        _cancel(self._wait_alarm)
+        self._wait = self._wait_alarm = None
+        self._regathering.learn(wait, self._num_waiting())
 
     def _feed(self, lane: _Lane) -> bool:
         """Give a free worker the next batch; return whether there was one."""
@@ -217,7 +257,7 @@ class Dispatcher:
         return True
 
     def _feed_from_line(self, lane: _Lane, line: Line) -> bool:
-        taken = line.next_batch(self._now_s())
+        taken = line.next_batch(self._now_s(), self._num_free())
         if taken is None:
             return False
         batch = Batch(closed=Closed(taken.closed), num_rows=taken.num_padded, row_size=line.row_size)
@@ -246,7 +286,7 @@ class Dispatcher:
                 return batch
         if not len(self._queue):
             return NO_BATCH
-        batch = self._queue.pop_batch(now_s=self._now_s())
+        batch = self._queue.pop_batch(now_s=self._now_s(), num_free=self._num_free())
         for late in batch.expired:
             self._expire(late)
         if batch.tickets:
@@ -289,7 +329,9 @@ class Dispatcher:
             self._relearn_s = message.ended_s + RELEARN_S
             self._line.learn(self._queue.curve(self._line.row_size))
         if lane.line_batch is not None:
+            num_answered = len(lane.line_batch)
             self._answer_line(lane, message)
+            self._await_again(running, num_answered)
             self._pump()
             return
         batch, lane.batch = lane.batch, ()
@@ -303,6 +345,7 @@ class Dispatcher:
             is_whole = len(batch) == 1 and request.num_rows == running.num_rows
             self._finish(request, outputs if is_whole else self._padding.part(outputs, start, request, running))
             start += request.num_rows
+        self._await_again(running, len(batch))
         self._pump()
 
     def _answer_line(self, lane: _Lane, message: Done) -> None:

@@ -15,6 +15,9 @@ __all__ = ["Line", "LineBatch"]
 class LineBatch(Protocol):
     """Requests of a line that run together; how they are answered is the line's business."""
 
+    def __len__(self) -> int:
+        """Return how many they are."""
+
     @property
     def num_rows(self) -> int:
         """Of the requests."""
@@ -52,8 +55,8 @@ class Line(Protocol):
     def learn(self, curve: tuple[Sequence[float], Sequence[float]]) -> None:
         """Take over what is known of the latency."""
 
-    def next_batch(self, now_s: float) -> LineBatch | None:
-        """Return what to run now; those that cannot be in time get their answer."""
+    def next_batch(self, now_s: float, num_free: int) -> LineBatch | None:
+        """Return what one of so many free workers runs now; those that cannot be in time get their answer."""
 
     def place(self, batch: Any, arena: Arena) -> tuple[Placed, ...]:
         """Write the rows of a batch into the arena."""

@@ -76,13 +76,15 @@ class QueueMachine(RuleBasedStateMachine):
     def time_passes(self, seconds: float) -> None:
         self.now_s += seconds
 
-    @rule(seconds=st.floats(0, 1000))
-    def run_batch(self, seconds: float) -> None:
+    @rule(seconds=st.floats(0, 1000), num_free=st.integers(1, 3))
+    def run_batch(self, seconds: float, num_free: int) -> None:
         live = [one for one in self.waiting if not one.is_abandoned and one.deadline_s > self.now_s]
-        batch = self.queue.pop_batch(now_s=self.now_s)
+        part = -(-self.queue.num_waiting_rows // num_free)
+        batch = self.queue.pop_batch(now_s=self.now_s, num_free=num_free)
         assert bool(batch.tickets) == bool(live), "the worker is idle only when nothing of use waits"
         rows = [one.num_rows for one in batch.tickets]
         assert sum(rows) <= MAX_BATCH_ROWS or len(rows) == 1
+        assert num_free == 1 or sum(rows) <= part or len(rows) == 1, "other workers are free for the rest"
         assert len({one.shape_key for one in batch.tickets}) <= 1
         for one in batch.tickets:
             assert not one.is_abandoned

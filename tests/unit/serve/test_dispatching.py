@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, TypeVar, cast
+from unittest.mock import patch
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from forwardpass.core import regathering
 from forwardpass.core.batching import BatchQueue
 from forwardpass.core.latency import LatencyEstimate, LatencyPoint, LatencyTable
 from forwardpass.core.simulation import Arrival, Fate, poisson_arrivals, simulate
@@ -35,7 +37,8 @@ TABLE = LatencyTable(
 
 
 def service(num_rows: int) -> float:
-    return 5e-3 + 0.5e-3 * num_rows
+    """Return an uneven number of seconds: of workers that are done at the same time, either may be the first."""
+    return 5e-3 + 0.517131e-3 * num_rows
 
 
 def in_virtual_time(work: Callable[[], Coroutine[Any, Any, T]]) -> T:
@@ -141,6 +144,89 @@ def test_the_dispatcher_does_what_the_simulation_says(load: float, num_workers: 
     in_virtual_time(play)
     assert fates == list(expected.fates)
     np.testing.assert_allclose(latencies_s, expected.latencies_s, rtol=1e-6)
+
+
+BACK_S = 0.2e-3
+"""A client's next request comes so much later than its answer."""
+
+
+def batches_of_a_crowd(num_clients: int, *, is_waited_for: bool, num_workers: int = 1) -> list[list[int]]:
+    """Return each worker's sizes of batches, of clients that ask again soon after an answer, one after the other."""
+    ran: list[list[int]] = []
+
+    async def play() -> None:
+        loop = cast(VirtualTimeLoop, asyncio.get_running_loop())
+        rig = Rig(loop, new_queue(num_workers), num_workers=num_workers)
+        left = 400
+        done = loop.create_future()
+
+        def ask() -> None:
+            rig.submit(np.array([[1]]), 60.0, answer)
+
+        def answer(result: Result) -> None:
+            nonlocal left
+            left -= 1
+            if not left:
+                done.set_result(None)
+            elif left > 0:
+                loop.call_later(BACK_S * (1 + left % num_clients // 2), ask)
+
+        for _ in range(num_clients):
+            ask()
+        await done
+        ran.extend(worker.num_rows for worker in rig.workers)
+
+    with patch.object(regathering, "SHARE_OF_SAVING", 0.4 if is_waited_for else 0.0):
+        in_virtual_time(play)
+    return ran
+
+
+def test_clients_that_were_answered_together_share_a_batch_again() -> None:
+    for num in (2, 4, 7):
+        assert np.mean(batches_of_a_crowd(num, is_waited_for=True)[0]) > 0.95 * num
+        assert np.mean(batches_of_a_crowd(num, is_waited_for=False)[0]) < 0.65 * num
+
+
+@pytest.mark.parametrize("num_clients", [2, 3, 4, 8])
+def test_a_crowd_is_shared_by_all_workers(num_clients: int) -> None:
+    """No worker is idle while another one waits for a larger batch, or takes what would be enough for both."""
+    ran = batches_of_a_crowd(num_clients, is_waited_for=True, num_workers=2)
+    total = [sum(sizes) for sizes in ran]
+    assert min(total) > 0.3 * sum(total)
+    assert np.mean([size for sizes in ran for size in sizes]) > 0.9 * (num_clients // 2)
+
+
+def test_a_lone_client_is_never_made_to_wait() -> None:
+    async def play() -> float:
+        loop = cast(VirtualTimeLoop, asyncio.get_running_loop())
+        rig = Rig(loop, new_queue())
+        for _ in range(20):
+            answered = loop.create_future()
+            rig.submit(np.array([[1]]), 60.0, answered.set_result)
+            await answered
+        return loop.time()
+
+    assert in_virtual_time(play) == pytest.approx(20 * service(1))
+
+
+def test_a_worker_that_waits_in_vain_goes_on_with_what_is_there() -> None:
+    """Three are answered together, and one comes back: it is run after a moment, not when the others come."""
+
+    async def play() -> float:
+        loop = cast(VirtualTimeLoop, asyncio.get_running_loop())
+        rig = Rig(loop, new_queue())
+        rig.submit(np.array([[1]]), 60.0, lambda _: None)
+        answered = [loop.create_future() for _ in range(3)]
+        for future in answered:
+            rig.submit(np.array([[1]]), 60.0, future.set_result)
+        await asyncio.gather(*answered)
+        before_s = loop.time()
+        again = loop.create_future()
+        rig.submit(np.array([[1]]), 60.0, again.set_result)
+        await again
+        return loop.time() - before_s
+
+    assert service(1) < in_virtual_time(play) <= service(1) + 2.1e-3
 
 
 def test_a_loop_that_is_slow_to_see_answers_does_not_take_the_model_for_slow() -> None:

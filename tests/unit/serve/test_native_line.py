@@ -79,7 +79,7 @@ ACTIONS = st.lists(
     st.one_of(
         st.tuples(st.just("arrive"), st.integers(1, 4), st.sampled_from(PATIENCE_S)),
         st.tuples(st.just("wait"), st.floats(0.0, 2.0), st.none()),
-        st.tuples(st.just("run"), st.floats(0.01, 5.0), st.none()),
+        st.tuples(st.just("run"), st.floats(0.01, 5.0), st.integers(1, 3)),
     ),
     max_size=80,
 )
@@ -111,10 +111,10 @@ def test_the_line_decides_as_the_queue(
     line = make_line(max_batch_rows=max_batch_rows, batch_sizes=batch_sizes, num_workers=num_workers)
     line.set_curve(*latency.curve(1))
     now_s = 100.0
-    for number, (action, value, patience_s) in enumerate(actions):
+    for number, (action, value, other) in enumerate(actions):
         now_s += 0.001
         if action == "arrive":
-            ticket = Ticket(num_rows=value, shape_key="a", deadline_s=now_s + patience_s + number * 1e-6)
+            ticket = Ticket(num_rows=value, shape_key="a", deadline_s=now_s + other + number * 1e-6)
             line.busy_until_s = now_s
             is_taken = False
             with suppress(Overloaded):
@@ -125,7 +125,7 @@ def test_the_line_decides_as_the_queue(
         elif action == "wait":
             now_s += value
         else:
-            batch, of_line = queue.pop_batch(now_s=now_s), line.pop_batch(now_s)
+            batch, of_line = queue.pop_batch(now_s=now_s, num_free=other), line.pop_batch(now_s, other)
             assert (of_line is None) == (not batch.tickets)
             if of_line is not None:
                 deadlines = [connection.ticket[1] for connection in line.release(of_line)]

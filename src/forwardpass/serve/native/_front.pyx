@@ -528,8 +528,14 @@ cdef class Line:
         expired.extend(hopeless)
         return tried
 
-    def pop_batch(self, double now_s):
-        """Return the requests to run now, or None; those that cannot be in time get their answer here."""
+    def pop_batch(self, double now_s, long num_free=1):
+        """Return the requests to run now, or None; those that cannot be in time get their answer here.
+
+        Of so many free workers, each gets its part of what waits.
+        """
+        cdef long most = self.max_batch_rows
+        if num_free > 1:
+            most = min(most, self._padded((self.num_waiting_rows + num_free - 1) // num_free))
         cdef list expired = [], taken
         cdef NativeConnection first = self._take_first(now_s, expired), one
         cdef long num_rows
@@ -547,8 +553,8 @@ cdef class Line:
             if one.is_abandoned:
                 self._take()
                 continue
-            if num_rows + one.infer.num_rows > self.max_batch_rows:
-                closed = "full"
+            if num_rows + one.infer.num_rows > most:
+                closed = "full" if num_rows + one.infer.num_rows > self.max_batch_rows else "shared"
                 break
             deadline_s = min(deadline_s, one.deadline_s)
             if full_s > deadline_s and now_s + self._predict(num_rows + one.infer.num_rows) > deadline_s:

@@ -111,9 +111,9 @@ class VersionLine:
         """Take over what is known of the latency."""
         self.line.set_curve(*curve)  # type: ignore[arg-type]  # any iterable becomes a vector
 
-    def next_batch(self, now_s: float) -> NativeBatch | None:
-        """Return what to run now; those that cannot be in time get their answer."""
-        return self.line.pop_batch(now_s)
+    def next_batch(self, now_s: float, num_free: int) -> NativeBatch | None:
+        """Return what one of so many free workers runs now; those that cannot be in time get their answer."""
+        return self.line.pop_batch(now_s, num_free)
 
     def place(self, batch: NativeBatch, arena: Arena) -> tuple[Placed, ...]:
         """Write the rows of a batch into the arena.
