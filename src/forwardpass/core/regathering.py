@@ -12,13 +12,15 @@ from dataclasses import dataclass, replace
 
 from forwardpass.core.batching import Batch, BatchQueue
 
-__all__ = ["Regathering", "Wait"]
+__all__ = ["LEAST_BATCH_S", "Regathering", "Wait"]
 
 SHARE_OF_SAVING = 0.4
 """A wait takes at most so much of what it saves where all come back."""
 MIN_WAIT_S = 1e-3
 """A tick of an event loop's timer: a wait that nobody ends takes one, and what saves less than that is not begun."""
 MAX_WAIT_S = 2e-3
+LEAST_BATCH_S = MIN_WAIT_S / SHARE_OF_SAVING
+"""A batch that takes less cannot save enough: for a tiny model, even asking would be dear."""
 
 SMOOTHING = 0.25
 LEAST_SHARE = 0.5

@@ -14,7 +14,7 @@ from enum import StrEnum
 import numpy as np
 
 from forwardpass.core.batching import NORMAL_PRIORITY, Batch, BatchQueue, Ticket
-from forwardpass.core.regathering import Regathering, Wait
+from forwardpass.core.regathering import LEAST_BATCH_S, Regathering, Wait
 from forwardpass.core.statistics import percentile
 from forwardpass.core.tensors import Array
 from forwardpass.errors import Overloaded
@@ -156,18 +156,24 @@ class _Run:
         self._drop_late(done.ended_s)
         self._free.add(done.worker)
         self._end(done)
+        self._await_again(done)
+        self._pump(done.ended_s)
+
+    def _await_again(self, done: _Running) -> None:
         num_answered = len(done.tickets)
+        if done.expected_s < LEAST_BATCH_S:
+            return
         if self._wait is not None:
             self._wait = self._regathering.longer(self._wait, done.batch, num_answered=num_answered)
-        else:
-            self._wait = self._regathering.wait_after(
-                done.batch,
-                num_answered=num_answered,
-                num_waiting=len(self._queue),
-                num_running=sum(len(it.tickets) for it in self._running),
-            )
-            self._wait_until_s = done.ended_s + self._wait.seconds if self._wait is not None else float("inf")
-        self._pump(done.ended_s)
+            return
+        self._wait = self._regathering.wait_after(
+            done.batch,
+            num_answered=num_answered,
+            num_waiting=len(self._queue),
+            num_running=sum(len(running.tickets) for running in self._running),
+        )
+        if self._wait is not None:
+            self._wait_until_s = done.ended_s + self._wait.seconds
 
     def _end_wait(self, wait: Wait) -> None:
         self._wait, self._wait_until_s = None, float("inf")

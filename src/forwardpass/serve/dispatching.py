@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 
 from forwardpass.core.batching import NORMAL_PRIORITY, Batch, BatchQueue, Closed, QueueStatistics, Ticket
-from forwardpass.core.regathering import Regathering, Wait
+from forwardpass.core.regathering import LEAST_BATCH_S, Regathering, Wait
 from forwardpass.core.tensors import Signature
 from forwardpass.errors import (
     DeadlineExceeded,
@@ -208,8 +208,10 @@ class Dispatcher:
     def _num_waiting(self) -> int:
         return len(self._queue) + (len(self._line) if self._line is not None else 0)
 
-    def _await_again(self, batch: Batch, num_answered: int) -> None:
-        """Wait a moment for those that were just answered, where that is likely to pay."""
+    def _await_again(self, lane: _Lane, batch: Batch, num_answered: int) -> None:
+        """Wait a moment for those that a worker has just answered, where that is likely to pay."""
+        if lane.expected_s < LEAST_BATCH_S:
+            return
         if self._wait is not None:
             self._wait = self._regathering.longer(self._wait, batch, num_answered=num_answered)
             return
@@ -331,7 +333,7 @@ class Dispatcher:
         if lane.line_batch is not None:
             num_answered = len(lane.line_batch)
             self._answer_line(lane, message)
-            self._await_again(running, num_answered)
+            self._await_again(lane, running, num_answered)
             self._pump()
             return
         batch, lane.batch = lane.batch, ()
@@ -345,7 +347,7 @@ class Dispatcher:
             is_whole = len(batch) == 1 and request.num_rows == running.num_rows
             self._finish(request, outputs if is_whole else self._padding.part(outputs, start, request, running))
             start += request.num_rows
-        self._await_again(running, len(batch))
+        self._await_again(lane, running, len(batch))
         self._pump()
 
     def _answer_line(self, lane: _Lane, message: Done) -> None:
