@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from forwardpass.serve.channel import Arena, Done, Placed
+from forwardpass.serve.channel import Arena, Done, Failed, Placed
 from forwardpass.serve.process import WorkerListener, WorkerState
 
 __all__ = ["TimedWorker"]
@@ -30,6 +30,11 @@ class TimedWorker:
         service_s = self._service(num_rows)
         loop = asyncio.get_running_loop()
         loop.call_later(service_s + self._unseen_s, self._done, inputs, loop.time() + service_s)
+
+    def fail(self) -> None:
+        """Fail with the batch that it is running."""
+        self.state = WorkerState.IDLE
+        self._listener.on_failed(Failed("input-rejected", "made up"))
 
     def replace(self) -> None:
         """Never asked for here: nothing hangs."""

@@ -323,6 +323,8 @@ class Dispatcher:
     # --- what came of it
 
     def _on_done(self, lane: _Lane, message: Done) -> None:
+        if not lane.is_busy:
+            return  # this has been closed, and everybody was told
         # Until the worker was done, not until this loop got to it: a loop that is busy refusing would believe that the
         # model had become slow, and go on refusing what the idle worker could answer.
         running, lane.running = lane.running, NO_BATCH  # an idle worker keeps no tensors and no client
@@ -361,8 +363,9 @@ class Dispatcher:
             self._retries.extend(self._take_running(lane))
 
     def _on_failed(self, lane: _Lane, message: Failed) -> None:
-        self._divide(lane, message)
-        self._pump()
+        if lane.is_busy:
+            self._divide(lane, message)
+            self._pump()
 
     def _take_running(self, lane: _Lane) -> Sequence[Request]:
         """Take the batch from a worker that will not answer it; of a line, those who still wait."""

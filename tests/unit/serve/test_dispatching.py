@@ -17,7 +17,7 @@ from forwardpass.core.batching import BatchQueue
 from forwardpass.core.latency import LatencyEstimate, LatencyPoint, LatencyTable
 from forwardpass.core.simulation import Arrival, Fate, poisson_arrivals, simulate
 from forwardpass.core.tensors import Array, Signature, TensorSpec
-from forwardpass.errors import DeadlineExceeded, Overloaded, RequestError
+from forwardpass.errors import DeadlineExceeded, NotReady, Overloaded, RequestError
 from forwardpass.serve.dispatching import Dispatcher
 from forwardpass.serve.metrics import ModelMetrics
 from forwardpass.serve.padding import ShapePadding
@@ -227,6 +227,27 @@ def test_a_worker_that_waits_in_vain_goes_on_with_what_is_there() -> None:
         return loop.time() - before_s
 
     assert service(1) < in_virtual_time(play) <= service(1) + 2.1e-3
+
+
+@pytest.mark.parametrize("does_fail", [False, True])
+def test_what_a_worker_says_after_the_end_is_not_heard(does_fail: bool) -> None:
+    """Between the end of a dispatcher and that of its workers an answer may come; whoever asked was told already."""
+    answers: list[Result] = []
+    mishaps: list[dict[str, Any]] = []
+
+    async def play() -> None:
+        loop = cast(VirtualTimeLoop, asyncio.get_running_loop())
+        loop.set_exception_handler(lambda _, context: mishaps.append(context))
+        rig = Rig(loop, new_queue())
+        rig.submit(np.array([[1]]), 60.0, answers.append)
+        rig.dispatcher.close()
+        if does_fail:
+            rig.workers[0].fail()
+        await asyncio.sleep(1.0)
+
+    in_virtual_time(play)
+    assert [type(answer) for answer in answers] == [NotReady]
+    assert mishaps == []
 
 
 def test_a_loop_that_is_slow_to_see_answers_does_not_take_the_model_for_slow() -> None:
