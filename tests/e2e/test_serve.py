@@ -527,7 +527,7 @@ def test_a_full_queue_refuses_and_says_when_to_come_back(bundle: Path, front: Fr
         assert [one.result().status for one in held] == [200, 200]
     assert refused.status == 429
     assert int(refused.headers["retry-after"]) >= max(1.0, refused.json["facts"]["retry_after_s"]), "and not before"
-    assert error(refused).startswith("The server is overloaded: 1 rows are waiting, the limit is 1. Try again in ")
+    assert error(refused).startswith("The server is overloaded: 1 row is waiting, the limit is 1. Try again in ")
 
 
 def test_a_client_that_leaves_while_it_waits_is_not_run(bundle: Path) -> None:

@@ -144,11 +144,13 @@ class BatchQueue:
         wait_s, run_s = self._predict_way(ticket)
         wait_s += max(busy_until_s - now_s, 0.0)
         num_rows = self._num_rows + rows_elsewhere
+        retry_after_s = max(wait_s, 0.001)
         if num_rows + ticket.num_rows > self._max_queue_rows:
-            self._refuse(wait_s, f"{num_rows} rows are waiting, the limit is {self._max_queue_rows}")
+            self._num_refused += 1
+            raise Overloaded.queue_full(retry_after_s=retry_after_s, num_rows=num_rows, max_rows=self._max_queue_rows)
         if now_s + wait_s + run_s > ticket.deadline_s:
-            needed_s = wait_s + run_s
-            self._refuse(wait_s, f"an answer would take {needed_s:.3g} s, longer than the request's deadline allows")
+            self._num_refused += 1
+            raise Overloaded.too_late(retry_after_s=retry_after_s, needed_s=wait_s + run_s)
 
     def put(self, ticket: Ticket) -> None:
         """Take in a ticket that was admitted."""
@@ -440,10 +442,6 @@ class BatchQueue:
 
     def _waiting(self) -> Iterable[Ticket]:
         return [ticket for line in self._lines.values() for ticket in line]
-
-    def _refuse(self, wait_s: float, reason: str) -> None:
-        self._num_refused += 1
-        raise Overloaded(retry_after_s=max(wait_s, 0.001), reason=reason)
 
 
 class _Draft:

@@ -169,6 +169,18 @@ class Overloaded(RequestError):
         self.reason = reason
         super().__init__(f"The server is overloaded: {reason}. Try again in {retry_after_s:.3g} s.")
 
+    @classmethod
+    def queue_full(cls, *, retry_after_s: float, num_rows: int, max_rows: int) -> Overloaded:
+        """Return the refusal of a request for which there is no room."""
+        waiting = "1 row is" if num_rows == 1 else f"{num_rows} rows are"
+        return cls(retry_after_s=retry_after_s, reason=f"{waiting} waiting, the limit is {max_rows}")
+
+    @classmethod
+    def too_late(cls, *, retry_after_s: float, needed_s: float) -> Overloaded:
+        """Return the refusal of a request that could not be answered in time."""
+        reason = f"an answer would take {needed_s:.3g} s, longer than the request's deadline allows"
+        return cls(retry_after_s=retry_after_s, reason=reason)
+
 
 class DeadlineExceeded(RequestError, TimeoutError):
     """The request could not be answered before its deadline."""

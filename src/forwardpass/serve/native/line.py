@@ -208,10 +208,9 @@ class VersionLine:
     def refusal(self, kind: int, wait_s: float, fact: float) -> bytes:
         """Put into words why a request is refused."""
         if kind == QUEUE_FULL:
-            reason = f"{int(fact)} rows are waiting, the limit is {self.line.max_queue_rows}"
-        else:
-            reason = f"an answer would take {fact:.3g} s, longer than the request's deadline allows"
-        return _rendered(Overloaded(retry_after_s=wait_s, reason=reason))
+            most = self.line.max_queue_rows
+            return _rendered(Overloaded.queue_full(retry_after_s=wait_s, num_rows=int(fact), max_rows=most))
+        return _rendered(Overloaded.too_late(retry_after_s=wait_s, needed_s=fact))
 
     def expiry(self, timeout_s: float) -> bytes:
         """Put into words that a deadline has passed."""
