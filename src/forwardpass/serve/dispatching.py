@@ -219,7 +219,7 @@ class Dispatcher:
             batch,
             num_answered=num_answered,
             num_waiting=self._num_waiting(),
-            num_running=sum(len(lane.line_batch or lane.batch) for lane in self._lanes),
+            num_running=sum(len(other.line_batch or other.batch) for other in self._lanes),
         )
         if self._wait is not None:
             self._wait_alarm = call_at(self._loop, self._now_s() + self._wait.seconds, self._give_up_waiting)
