@@ -9,27 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from forwardpass.convert.axes import DynamicAxes, dynamic_axes
-from forwardpass.convert.converting import (
-    PARITY_TOLERANCE,
-    Job,
-    Locate,
-    Proven,
-    check_opset,
-    committed,
-    compared,
-    convert_to_onnx,
-    example_call,
-    fitting_samples,
-    nowhere,
-    open_source,
-    prove_onnx,
-    source_left_as_found,
-    source_name,
-    with_recipe,
-)
+from forwardpass.convert.converting import check_opset, convert_to_onnx, prove_onnx
+from forwardpass.convert.jobs import Job, committed, source_name, with_recipe
 from forwardpass.convert.limits import axis_limits, within_limits
 from forwardpass.convert.parity import BATCH_SIZES, named_axis_calls, shape_grid
+from forwardpass.convert.proving import PARITY_TOLERANCE, Locate, Proven, compared, nowhere
 from forwardpass.convert.shapes import SeenShapes, Shape, true_outputs
+from forwardpass.convert.torch_sources import example_call, fitting_samples, open_source, source_left_as_found
 from forwardpass.convert.values import Conversion, TorchSource
 from forwardpass.core.protocols import Progress, Runtime
 from forwardpass.core.samples import Samples

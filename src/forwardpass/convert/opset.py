@@ -9,10 +9,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-import onnx
-from onnx import defs, version_converter
-
 from forwardpass.convert.graphs import STANDARD_DOMAINS, all_nodes, opset_of
+from forwardpass.convert.library import onnx
 from forwardpass.errors import InvalidModel, InvalidOption, OpsetUnavailable
 from forwardpass.runtimes import RuntimeOptions
 from forwardpass.runtimes.onnx import OnnxRuntime
@@ -28,7 +26,7 @@ _OPERATOR = re.compile(r"(?:for|of|for op) (?P<operator>[A-Z]\w+)")
 
 def check_known(opset: int) -> None:
     """Raise `InvalidOption` for a version of the operators that the installed libraries do not know."""
-    newest = defs.onnx_opset_version()
+    newest = onnx.defs.onnx_opset_version()
     if not _OLDEST <= opset <= newest:
         expected = f"{_OLDEST} to {newest}, which the installed onnx {onnx.__version__} knows"
         raise InvalidOption(option="--opset", value=str(opset), expected=expected)
@@ -70,7 +68,7 @@ def _rewritten(model: onnx.ModelProto, opset: int, name: str) -> onnx.ModelProto
     It often knows none although nothing has to change: Relu 14 is Relu 13 for more types.
     """
     failure = ""
-    for rewrite in (version_converter.convert_version, _relabelled):
+    for rewrite in (onnx.version_converter.convert_version, _relabelled):
         try:
             candidate = rewrite(model, opset)
             _drop_newer_defaults(candidate, opset_of(model), opset)
@@ -96,8 +94,8 @@ def _relabelled(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
 def _drop_newer_defaults(model: onnx.ModelProto, found: int, opset: int) -> None:
     """Remove attributes that the older operator does not have and that only say what it does anyway."""
     for node in _standard_nodes(model):
-        known = defs.get_schema(node.op_type, opset, "").attributes
-        newer = defs.get_schema(node.op_type, max(found, opset), "").attributes
+        known = onnx.defs.get_schema(node.op_type, opset, "").attributes
+        newer = onnx.defs.get_schema(node.op_type, max(found, opset), "").attributes
         for attribute in list(node.attribute):
             schema = newer.get(attribute.name)
             if attribute.name not in known and schema is not None and _value(schema.default_value) == _value(attribute):
@@ -114,7 +112,7 @@ def _standard_nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
 
 def _birth(operator: str) -> int:
     """Return the first version of the standard operators that has this one."""
-    history = (schema for schema in defs.get_all_schemas_with_history() if schema.name == operator)
+    history = (schema for schema in onnx.defs.get_all_schemas_with_history() if schema.name == operator)
     return min((schema.since_version for schema in history if schema.domain in STANDARD_DOMAINS), default=0)
 
 

@@ -17,9 +17,9 @@ from torch import nn
 
 from forwardpass.convert.axes import DynamicAxes, dynamic_axes
 from forwardpass.convert.compiling import save_compiled
-from forwardpass.convert.converting import example_call
 from forwardpass.convert.exporters import quiet
 from forwardpass.convert.torch_forms import check_axes, save_program, traced_program
+from forwardpass.convert.torch_sources import example_call
 from forwardpass.core.samples import Samples
 from forwardpass.core.tensors import Array, Signature
 from forwardpass.errors import MissingExtra, NothingToQuantise
