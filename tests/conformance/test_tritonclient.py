@@ -179,6 +179,12 @@ def test_deadlines_and_priorities_are_understood(client: tuple[Any, Any], right:
             lambda asked, module: asked.infer("mlp", [pixels(module)], outputs=[module.InferRequestedOutput("x")]),
             "Malformed request: there is no output 'x'; the model has scores.",
         ),
+        (
+            lambda asked, module: asked.infer(
+                "mlp", [pixels(module)], outputs=[module.InferRequestedOutput("scores", class_count=3)]
+            ),
+            "Malformed request: the parameter 'classification' of the output 'scores' is not supported.",
+        ),
         (lambda asked, module: asked.load_model("other"), "There is no model 'other' here. Available: "),
         (
             lambda asked, module: asked.load_model("mlp", config="{}"),

@@ -210,14 +210,30 @@ def test_silence_ends_at_the_deadline(infer: Infer, said: bytes | None) -> None:
         assert said or isinstance(caught.value, DeadlineExceeded)
 
 
-def test_the_deadline_is_told_in_the_header_and_the_body(infer: Infer) -> None:
+@pytest.mark.parametrize("named", [{"timeout_s": 20.0}, {"options": {"timeout_s": 20.0}}])
+def test_the_deadline_of_a_call_or_of_the_client_is_told_in_the_header_and_the_body(
+    infer: Infer, named: dict[str, Any]
+) -> None:
     with peer([answer()]) as seen:
-        infer(seen.port, timeout_s=20.0, headers={"traceparent": "00-1-2-01"})
+        infer(seen.port, headers={"traceparent": "00-1-2-01"}, **named)
         head, _, body = seen.connections[0][0].partition(b"\r\n\r\n")
     lines = dict(line.split(": ", 1) for line in head.decode().split("\r\n")[1:])
     assert 1000 < int(lines["x-request-timeout-ms"]) <= 20_000
     assert lines["traceparent"] == "00-1-2-01"
     assert json.loads(body)["parameters"] == {"timeout": 20_000_000}
+
+
+def test_without_a_deadline_the_server_goes_by_its_own(infer: Infer) -> None:
+    with peer([answer()]) as seen:
+        infer(seen.port)
+        assert b"timeout" not in seen.connections[0][0].lower()
+
+
+def test_a_deadline_that_the_caller_writes_into_the_header_stands_there_once(infer: Infer) -> None:
+    with peer([answer()]) as seen:
+        infer(seen.port, timeout_s=20.0, headers={"X-Request-Timeout-Ms": "500"})
+        head = seen.connections[0][0].partition(b"\r\n\r\n")[0].decode().lower()
+    assert [line for line in head.split("\r\n") if "timeout" in line] == ["x-request-timeout-ms: 500"]
 
 
 @pytest.mark.parametrize("extensions", [[], ["statistics"], ["binary_tensor_data"]])

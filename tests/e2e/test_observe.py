@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from prometheus_client.parser import text_string_to_metric_families
 from schemathesis.checks import not_a_server_error, response_schema_conformance, status_code_conformance
 
+from forwardpass.bundle import read_name
 from forwardpass.core.slo import Slo
 from forwardpass.errors import InvalidConfig
 from forwardpass.serve import PipelineConfig, StepConfig, read_config
@@ -267,7 +269,7 @@ inputs = {{ pixels = "image" }}
 [[pipelines.steps]]
 model = "other"
 """)
-    (pipeline,) = read_config(path).pipelines
+    (pipeline,) = read_config(path, beside=["other"]).pipelines
     assert pipeline == PipelineConfig(
         name="both",
         steps=(StepConfig(model="digits", version="1", inputs={"pixels": "image"}), StepConfig(model="other")),
@@ -277,6 +279,74 @@ model = "other"
     path.write_text(path.read_text().replace('"both"', '"digits"'))
     with pytest.raises(InvalidConfig, match="two models or pipelines are named 'digits'"):
         read_config(path)
+
+
+def test_a_step_that_names_no_model_is_told_with_all_other_mistakes(tmp_path: Path, bundle: Path) -> None:
+    """Models may be elsewhere, too: in the repository, on the command line, or be pipelines."""
+    shutil.copytree(bundle, tmp_path / "models" / "encoder")
+    path = tmp_path / "serve.toml"
+    path.write_text(f"""
+[server]
+port = "x"
+repository = "models"
+[[models]]
+name = "digits"
+path = "{bundle}"
+[[pipelines]]
+name = "right"
+steps = [{{ model = "digits" }}, {{ model = "encoder" }}, {{ model = "given" }}, {{ model = "round" }}]
+[[pipelines]]
+name = "wrong"
+steps = [{{ model = "digits" }}, {{ model = "diigts" }}]
+[[pipelines]]
+name = "round"
+steps = [{{ model = "round" }}]
+[[pipelines]]
+name = "encoder"
+steps = [{{ model = "digits" }}]
+""")
+    with pytest.raises(InvalidConfig) as caught:
+        read_config(path, beside=["given"])
+    there = ["given", "digits", "encoder", "right", "wrong", "round"]
+    assert caught.value.mistakes == (
+        "server.port: Expected `int`, got `str`",
+        "server.repository: it has a model 'encoder', which is the name of a pipeline, too",
+        f"pipelines[1].steps[1].model: there is no model 'diigts'; there are {', '.join(there)}",
+        "the pipelines lead back to themselves: round → round",
+    )
+    path.write_text(path.read_text().replace("[[models]]", '[[models]]\npath = "nowhere"\n[[models]]'))
+    with pytest.raises(InvalidConfig) as caught:
+        read_config(path)
+    assert not any("there is no model" in mistake for mistake in caught.value.mistakes), (
+        "it may be the one without a name"
+    )
+
+
+def test_a_pipeline_of_a_model_that_is_nowhere_loads_none(tmp_path: Path, bundle: Path) -> None:
+    (tmp_path / "serve.toml").write_text('[[pipelines]]\nname = "p"\nsteps = [{ model = "other" }]\n')
+    command = [sys.executable, "-m", "forwardpass", "serve", str(bundle), "--config", "serve.toml", "--port", "0"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert done.stderr == (
+        "Error: The configuration 'serve.toml' cannot be used:\n"
+        f"  - pipelines[0].steps[0].model: there is no model 'other'; there are {read_name(bundle)}, p\n"
+    )
+
+
+@pytest.mark.parametrize("num_damaged", [1, 2])
+def test_what_is_damaged_is_told_once(tmp_path: Path, bundle: Path, num_damaged: int) -> None:
+    """The first one ends the program and is its error; of others there is a line of the log."""
+    for name in ("a", "b")[:num_damaged]:
+        shutil.copytree(bundle, tmp_path / "models" / name)
+        (tmp_path / "models" / name / "golden" / "inputs.npz").write_bytes(b"")
+    command = [sys.executable, "-m", "forwardpass", "serve", "--repository", "models", "--port", "0"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    lines = [line for line in done.stderr.splitlines() if "'golden/inputs.npz'" in line]
+    assert len(lines) == num_damaged
+    folder = tmp_path / "models"
+    assert lines[-1].startswith(f"Error: The bundle '{folder / 'a'}' is damaged")
+    assert all(f"b could not be loaded: The bundle '{folder / 'b'}' is damaged" in line for line in lines[:-1])
 
 
 def test_a_configuration_is_what_is_served_and_the_command_line_overrules_it(tmp_path: Path, bundle: Path) -> None:

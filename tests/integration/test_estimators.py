@@ -129,14 +129,35 @@ def test_what_is_wrong_is_told_in_one_sentence(samples: str, tmp_path: Path) -> 
     joblib.dump(LogisticRegression().fit(X[:, :3], CLASSES), tmp_path / "three.joblib")
     with pytest.raises(InvalidModel, match="it takes 3 features a row, and the samples have 5"):
         forwardpass.convert_model(tmp_path / "three.joblib", out=tmp_path / "m.onnx", data=samples, trust_pickle=True)
-    np.savez(tmp_path / "other.npz", pixels=X)
-    with pytest.raises(InvalidSamples, match="call the array 'x'"):
+    np.savez(tmp_path / "other.npz", pixels=X, more=X)
+    with pytest.raises(InvalidSamples, match="An estimator takes one matrix, a row a sample: one array besides the"):
         forwardpass.convert_model(
             tmp_path / "three.joblib", out=tmp_path / "m.onnx", data=str(tmp_path / "other.npz"), trust_pickle=True
         )
     result = CliRunner().invoke(root, ["convert", str(tmp_path / "dict.joblib"), "--out", str(tmp_path / "m.onnx")])
     assert isinstance(result.exception, UntrustedPickle)
     assert "--trust-pickle" in str(result.exception)
+
+
+@pytest.mark.parametrize("name", ["X", "the features"])
+@pytest.mark.parametrize("estimator", ESTIMATORS[:2], ids=lambda estimator: type(estimator).__name__)
+def test_the_input_is_called_as_the_samples_call_it(name: str, estimator: Any, tmp_path: Path) -> None:
+    joblib.dump(fit(estimator), tmp_path / "model.joblib")
+    matrix: Any = {name: X}
+    np.savez(tmp_path / "samples.npz", **matrix)
+    given: Any = {"data": str(tmp_path / "samples.npz"), "trust_pickle": True}
+    conversion = forwardpass.convert_model(tmp_path / "model.joblib", out=tmp_path / "m.onnx", **given)
+    assert [spec.name for spec in conversion.signature.inputs] == [name]
+    session = onnxruntime.InferenceSession(str(tmp_path / "m.onnx"), providers=["CPUExecutionProvider"])
+    np.testing.assert_allclose(session.run(None, matrix)[0].ravel(), estimator.predict(X), rtol=1e-4, atol=1e-4)
+
+
+def test_an_array_called_like_an_answer_is_refused(tmp_path: Path) -> None:
+    joblib.dump(fit(LogisticRegression()), tmp_path / "model.joblib")
+    np.savez(tmp_path / "samples.npz", label=X)
+    given: Any = {"data": str(tmp_path / "samples.npz"), "trust_pickle": True}
+    with pytest.raises(InvalidModel, match="its ONNX form has something else called 'label'; call the array of the"):
+        forwardpass.convert_model(tmp_path / "model.joblib", out=tmp_path / "m.onnx", **given)
 
 
 def test_a_search_names_what_wrote_onnx_and_compares_with_the_estimator(tmp_path: Path) -> None:

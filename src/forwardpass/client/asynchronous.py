@@ -12,7 +12,7 @@ from typing import Any, Self, TypeVar
 from numpy.typing import ArrayLike
 
 from forwardpass.client import operations
-from forwardpass.client.calling import DEFAULT_TIMEOUT_S, Call, Pause, converse, make_peer, make_tls, translated
+from forwardpass.client.calling import Call, Pause, converse, make_peer, make_tls, translated
 from forwardpass.client.documents import ModelMetadata, ModelState, ModelStatistics, ServerMetadata
 from forwardpass.client.operations import Operation
 from forwardpass.client.streams import StreamPool
@@ -36,7 +36,7 @@ class AsyncClient:
         url: str,
         *,
         key: str | None = None,
-        timeout_s: float = DEFAULT_TIMEOUT_S,
+        timeout_s: float | None = None,
         max_retries: int = 3,
         max_connections: int = 64,
         binary: bool | None = None,
@@ -100,7 +100,7 @@ class AsyncClient:
             inputs,
             version=version,
             outputs=outputs,
-            timeout_s=timeout_s,
+            timeout_s=self._peer.told_s(timeout_s),
             priority=priority,
             is_binary=self._is_binary if self._is_binary is not None else await self._ask_whether_binary(timeout_s),
         )

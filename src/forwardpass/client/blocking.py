@@ -13,7 +13,7 @@ from typing import Any, Self, TypeVar
 from numpy.typing import ArrayLike
 
 from forwardpass.client import operations
-from forwardpass.client.calling import DEFAULT_TIMEOUT_S, Call, Pause, converse, make_peer, make_tls, translated
+from forwardpass.client.calling import Call, Pause, converse, make_peer, make_tls, translated
 from forwardpass.client.documents import ModelMetadata, ModelState, ModelStatistics, ServerMetadata
 from forwardpass.client.operations import Operation
 from forwardpass.client.sockets import SocketPool
@@ -34,8 +34,9 @@ class Client:
     Client('http://localhost:8000')
     >>> client.close()
 
-    `timeout_s` bounds calls that set no deadline of their own; only those that do tell it to the server. What the
-    server refuses for now (429 and 503 with Retry-After) is tried again up to `max_retries` times within the deadline.
+    `timeout_s` is the deadline of calls that set none of their own, and the server is told. Without one a call may take
+    60 seconds, and the server goes by its own. What it refuses for now (429 and 503 with Retry-After) is tried again
+    up to `max_retries` times within the deadline.
     `binary` says whether tensors go as bytes; None asks the server once. Proxies are not used.
 
     Every method raises the errors of `forwardpass.errors`: those that the server raised, and `ServerUnreachable`,
@@ -47,7 +48,7 @@ class Client:
         url: str,
         *,
         key: str | None = None,
-        timeout_s: float = DEFAULT_TIMEOUT_S,
+        timeout_s: float | None = None,
         max_retries: int = 3,
         max_connections: int = 64,
         binary: bool | None = None,
@@ -111,7 +112,7 @@ class Client:
             inputs,
             version=version,
             outputs=outputs,
-            timeout_s=timeout_s,
+            timeout_s=self._peer.told_s(timeout_s),
             priority=priority,
             is_binary=self._is_binary if self._is_binary is not None else self._ask_whether_binary(timeout_s),
         )

@@ -23,9 +23,9 @@ from forwardpass.client.failures import RetryPolicy, error_of
 from forwardpass.client.operations import Buffer, Operation
 from forwardpass.client.receiving import Answer, BadAnswer
 from forwardpass.errors import DeadlineExceeded, InvalidAnswer, InvalidOption, ServerUnreachable
+from forwardpass.protocol import TIMEOUT_HEADER
 
 __all__ = [
-    "DEFAULT_TIMEOUT_S",
     "Call",
     "Pause",
     "Peer",
@@ -38,6 +38,8 @@ __all__ = [
 ]
 
 DEFAULT_TIMEOUT_S = 60.0
+MIN_GRACE_S, GRACE_SHARE, MAX_GRACE_S = 0.05, 0.25, 1.0
+"""How much longer than its deadline a call waits for the server's own word that it is over, as a share of it."""
 MAX_COPIED_BYTES = 32 * 2**10
 """Pieces up to this are joined before they are sent: one system call costs more than the copy."""
 _ERRNO = re.compile(r"\[Errno (\d+)\]")
@@ -47,24 +49,35 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Peer:
-    """A server and how we deal with it. `lines` are the headers of every request, the key among them."""
+    """A server and how we deal with it. `lines` are the headers of every request, the key among them.
+
+    `timeout_s` is the deadline of calls that set none of their own; None where the client was made without one.
+    """
 
     address: Address
     tls: Tls
     lines: str
-    timeout_s: float
+    timeout_s: float | None
     max_connections: int
     policy: RetryPolicy
 
     def __repr__(self) -> str:
         return f"Peer({self.address.url})"
 
+    def limit_s(self, timeout_s: float | None) -> float:
+        """Return how long a call may take that was given `timeout_s`."""
+        return self.told_s(timeout_s) or DEFAULT_TIMEOUT_S
+
+    def told_s(self, timeout_s: float | None) -> float | None:
+        """Return the deadline that the server is told, if any: our default would only prolong its own."""
+        return timeout_s if timeout_s is not None else self.timeout_s
+
 
 def make_peer(
     url: str,
     *,
     key: str | None,
-    timeout_s: float,
+    timeout_s: float | None,
     max_retries: int,
     max_connections: int,
     headers: Mapping[str, str] | None,
@@ -78,7 +91,7 @@ def make_peer(
     address = parse_url(url)
     tls.check(address)
     for option, value, least in (("timeout_s", timeout_s, 0), ("max_connections", max_connections, 0)):
-        if value <= least:
+        if value is not None and value <= least:
             raise InvalidOption(option=option, value=str(value), expected=f"more than {least}")
     if max_retries < 0:
         raise InvalidOption(option="max_retries", value=str(max_retries), expected="0 or more")
@@ -135,7 +148,10 @@ def converse(
     headers: Mapping[str, str] | None = None,
     begun_s: float | None = None,
 ) -> Call[T]:
-    """Yield what to do until the operation has its result; a deadline that the caller sets is told to the server.
+    """Yield what to do until the operation has its result.
+
+    A deadline that the caller sets, for the call or the client, is told to the server, and the answer that it is over
+    is waited for a little longer. The header is left alone where the caller writes it.
 
     Raises:
         RequestError: the server refused it, did not answer in time or not by the protocol.
@@ -143,15 +159,16 @@ def converse(
     """
     if timeout_s is not None and timeout_s <= 0:
         raise InvalidOption(option="timeout_s", value=str(timeout_s), expected="more than 0")
-    limit_s = timeout_s if timeout_s is not None else peer.timeout_s
+    limit_s, is_told = peer.limit_s(timeout_s), peer.told_s(timeout_s) is not None
     until_s = (begun_s if begun_s is not None else time.monotonic()) + limit_s
+    grace_s = min(max(GRACE_SHARE * limit_s, MIN_GRACE_S), MAX_GRACE_S) if is_told else 0.0
     lines = peer.lines + check_headers(headers) if headers else peer.lines
+    is_written = f"{TIMEOUT_HEADER}:" in lines.lower()
     num_tried = 0
     while True:
-        left_s = until_s - time.monotonic()
-        told_s = left_s if timeout_s is not None else None
+        told_s = until_s - time.monotonic() if is_told and not is_written else None
         head = render(operation, prefix=peer.address.prefix, lines=lines, left_s=told_s)
-        answer = yield Send((head, *operation.body), until_s)
+        answer = yield Send((head, *operation.body), until_s + grace_s)
         assert answer is not None, "an answer comes for what was sent"
         num_tried += 1
         if answer.status in operation.accepts:
@@ -159,19 +176,21 @@ def converse(
         left_s, jitter = until_s - time.monotonic(), random.random()  # noqa: S311 - nothing secret
         pause_s = peer.policy.pause_s(answer, num_tried=num_tried, left_s=left_s, jitter=jitter)
         if pause_s is None:
-            raise error_of(answer, path=operation.path, deadline_s=limit_s)
+            error = error_of(answer, path=operation.path, deadline_s=limit_s)
+            is_ours = told_s is not None and isinstance(error, DeadlineExceeded)
+            raise DeadlineExceeded(deadline_s=limit_s) if is_ours else error  # the server knows what was left of it
         yield Pause(pause_s)
 
 
 @contextmanager
-def translated(peer: Peer, limit_s: float | None) -> Iterator[None]:
+def translated(peer: Peer, timeout_s: float | None) -> Iterator[None]:
     """Raise what goes wrong below as errors of forwardpass."""
     try:
         yield
     except TimeoutError as error:
         if isinstance(error, DeadlineExceeded):
             raise
-        raise DeadlineExceeded(deadline_s=limit_s if limit_s is not None else peer.timeout_s) from error
+        raise DeadlineExceeded(deadline_s=peer.limit_s(timeout_s)) from error
     except BadAnswer as error:
         raise InvalidAnswer(url=peer.address.url, reason=str(error)) from error
     except ServerUnreachable:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 __all__ = ["INPUT_NAME", "is_estimator", "plain_estimator"]
 
 INPUT_NAME = "x"
-"""An estimator takes one matrix and does not name it."""
+"""An estimator takes one matrix and does not name it: it is called as the samples call it, or so."""
 SUFFIXES = (".pkl", ".pickle", ".joblib", ".skops")
 OPSET, OPSET_ML = 18, 3
 NUM_RANDOM_ROWS = 256
@@ -49,8 +49,8 @@ def is_estimator(model: str) -> bool:
 def plain_estimator(model: str, samples: Samples | None, *, trust_pickle: bool) -> Iterator[PlainModel]:
     """Give the model, an estimator turned into ONNX for as long as the block runs.
 
-    The ONNX file has the input `x` (float32, a row a sample), and answers like the estimator on the samples, or without
-    any on rows of normal numbers. A skops archive of known types needs no trust.
+    The ONNX file has one input (float32, a row a sample), called as in the samples or `x`, and answers like the
+    estimator on the samples, or without any on rows of normal numbers. A skops archive of known types needs no trust.
 
     Raises:
         UntrustedPickle: it is a pickle, and nobody vouches for it.
@@ -68,27 +68,28 @@ def plain_estimator(model: str, samples: Samples | None, *, trust_pickle: bool) 
         converted = Path(folder) / f"{source.stem}.onnx"
         answers = Path(folder) / "answers.npz"
         rows = Path(folder) / "rows.npz"
-        np.savez(rows, allow_pickle=False, **_rows(samples, model))
-        _convert_in_child(source, rows, converted, answers, trust=trust_pickle)
+        name, matrix = _matrix(samples, model) if samples is not None else (INPUT_NAME, None)
+        np.savez(rows, allow_pickle=False, **({INPUT_NAME: matrix} if matrix is not None else {}))
+        _convert_in_child(source, rows, converted, answers, name=name, trust=trust_pickle)
         yield PlainModel(path=str(converted), exporter="skl2onnx", parity=_check(model, converted, answers))
 
 
-def _rows(samples: Samples | None, model: str) -> dict[str, Array]:
-    if samples is None:
-        return {}
+def _matrix(samples: Samples, model: str) -> tuple[str, Array]:
+    """Return the name of the samples' only array, and the array."""
     inputs = samples.groups[0].inputs
-    if set(inputs) != {INPUT_NAME} or inputs[INPUT_NAME].ndim != 2:
+    if len(inputs) != 1 or any(array.ndim != 2 for array in inputs.values()):
         raise InvalidSamples(
             origin=model,
             reason=f"they have {', '.join(f'{name} {list(array.shape)}' for name, array in inputs.items())}",
-            hint=f"An estimator takes one matrix, a row a sample: call the array '{INPUT_NAME}'.",
+            hint="An estimator takes one matrix, a row a sample: one array besides the labels, called as you like.",
         )
-    return {INPUT_NAME: inputs[INPUT_NAME].astype(np.float32)}
+    ((name, array),) = inputs.items()
+    return name, array.astype(np.float32)
 
 
-def _convert_in_child(source: Path, rows: Path, converted: Path, answers: Path, *, trust: bool) -> None:
+def _convert_in_child(source: Path, rows: Path, converted: Path, answers: Path, *, name: str, trust: bool) -> None:
     files = [str(path) for path in (source, rows, converted, answers)]
-    command = [sys.executable, "-m", "forwardpass.convert.estimators", *files, "trust" if trust else "ask"]
+    command = [sys.executable, "-m", "forwardpass.convert.estimators", *files, name, "trust" if trust else "ask"]
     finished = subprocess.run(command, capture_output=True, text=True, timeout=TIME_LIMIT_S, check=False)
     if finished.returncode == 0:
         return
@@ -105,7 +106,8 @@ def _check(model: str, converted: Path, answers: Path) -> tuple[ParityCheck, ...
     rows = recorded.pop(INPUT_NAME)
     runtime: Runtime = open_runtime(Format.ONNX, str(converted), options=RuntimeOptions())
     sizes = [size for size in (1, 2, len(rows)) if size <= len(rows)]
-    calls = [{INPUT_NAME: rows[:size]} for size in sizes]
+    (taken,) = runtime.signature.inputs
+    calls = [{taken.name: rows[:size]} for size in sizes]
     expected = [{name: array[:size] for name, array in recorded.items()} for size in sizes]
     source = Recorded(expected, runtime.signature, name="scikit-learn")
     comparisons = check_parity(source, runtime, calls, name=model, tolerance=TOLERANCE)
@@ -115,7 +117,7 @@ def _check(model: str, converted: Path, answers: Path) -> tuple[ParityCheck, ...
 # --- the child -----------------------------------------------------------------------------------------------------
 
 
-def _convert(source: str, rows: str, target: str, answers: str, trust: str) -> None:
+def _convert(source: str, rows: str, target: str, answers: str, name: str, trust: str) -> None:
     estimator = _load(source, trust=trust == "trust")
     num_features = getattr(estimator, "n_features_in_", None)
     if num_features is None or not hasattr(estimator, "predict"):
@@ -134,6 +136,7 @@ def _convert(source: str, rows: str, target: str, answers: str, trust: str) -> N
     has_words = is_classifier and np.asarray(estimator.classes_).dtype.kind not in "iub"
     if has_words:  # strings are no tensors that can be served: the place of the greatest probability says the same
         del model.graph.output[0]
+    _rename_input(model.graph, name)
     Path(target).write_bytes(model.SerializeToString())
     with np.load(rows, allow_pickle=False) as archive:
         given = archive[INPUT_NAME] if archive.files else None
@@ -144,6 +147,17 @@ def _convert(source: str, rows: str, target: str, answers: str, trust: str) -> N
     names = [value.name for value in model.graph.output]
     recorded = {INPUT_NAME: given} | dict(zip(names, _answers(estimator, given, names), strict=True))
     np.savez(answers, allow_pickle=False, **recorded)
+
+
+def _rename_input(graph: Any, name: str) -> None:
+    """Call the input as the samples do; skl2onnx would change names that have blanks or that it uses itself."""
+    if name != INPUT_NAME and any(name in node.output for node in graph.node):
+        sys.exit(f"its ONNX form has something else called '{name}'; call the array of the samples otherwise")
+    graph.input[0].name = name
+    for node in graph.node:
+        for at, taken in enumerate(node.input):
+            if taken == INPUT_NAME:
+                node.input[at] = name
 
 
 def _answers(estimator: Any, rows: Array, names: list[str]) -> list[Array]:

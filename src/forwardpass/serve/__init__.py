@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from forwardpass.serve.config import ServeConfig, name_of, read_config
     from forwardpass.serve.models import ModelConfig, Traffic
     from forwardpass.serve.planning import PipelineConfig, StepConfig
+    from forwardpass.serve.repository import models_in
     from forwardpass.serve.server import Server, ending_signals, serve
     from forwardpass.serve.settings import Front, ModelSettings, SameAnswer, ServeSettings
 
@@ -27,6 +28,7 @@ _HOMES = {
     "StepConfig": "planning",
     "Traffic": "models",
     "ending_signals": "server",
+    "models_in": "repository",
     "name_of": "config",
     "read_config": "config",
     "serve": "server",
@@ -44,6 +46,7 @@ __all__ = [
     "StepConfig",
     "Traffic",
     "ending_signals",
+    "models_in",
     "name_of",
     "read_config",
     "serve",

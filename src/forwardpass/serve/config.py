@@ -18,8 +18,8 @@ from forwardpass.errors import BundleError, ForwardpassError, InvalidConfig
 from forwardpass.serve.auth import read_keys
 from forwardpass.serve.control import RollbackBody, TrafficBody
 from forwardpass.serve.models import ModelConfig
-from forwardpass.serve.planning import PipelineConfig, StepConfig
-from forwardpass.serve.repository import MODEL_NAME, wanted_versions
+from forwardpass.serve.planning import PipelineConfig, StepConfig, tell_cycles
+from forwardpass.serve.repository import MODEL_NAME, models_in, wanted_versions
 from forwardpass.serve.settings import Front, ModelSettings, SameAnswer, ServeSettings
 
 __all__ = ["ServeConfig", "describe_config", "name_of", "read_config"]
@@ -116,10 +116,11 @@ class ServeConfig:
     pipelines: tuple[PipelineConfig, ...] = ()
 
 
-def read_config(path: Path, *, overruled: Collection[str] = ()) -> ServeConfig:
+def read_config(path: Path, *, overruled: Collection[str] = (), beside: Collection[str] = ()) -> ServeConfig:
     """Read a configuration; paths in it are relative to its folder.
 
-    What the settings that are `overruled` name does not have to be there.
+    What the settings that are `overruled` name does not have to be there. `beside` are the names of models that are
+    served, too, without being in the file.
 
     Raises:
         InvalidConfig: it cannot be read, or something in it is wrong; every mistake is named.
@@ -130,7 +131,7 @@ def read_config(path: Path, *, overruled: Collection[str] = ()) -> ServeConfig:
         raise InvalidConfig(path=str(path), mistakes=[(error.strerror or str(error)).lower()]) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InvalidConfig(path=str(path), mistakes=[f"it is not TOML: {error}"]) from error
-    reader = _Reader(path.absolute().parent, overruled)
+    reader = _Reader(path.absolute().parent, overruled, beside)
     config = reader.read(document)
     if reader.mistakes:
         raise InvalidConfig(path=str(path), mistakes=reader.mistakes)
@@ -177,9 +178,15 @@ def _listed(fields: Mapping[str, object]) -> str:
 class _Reader:
     """Turns a document into settings and notes every mistake on the way."""
 
-    def __init__(self, folder: Path, overruled: Collection[str]) -> None:
+    def __init__(self, folder: Path, overruled: Collection[str], beside: Collection[str]) -> None:
         self._folder = folder
         self._overruled = overruled
+        self._models = dict.fromkeys(beside)
+        self._has_nameless = False
+        """There is a model whose name is not known, so that no name can be said to be missing."""
+        self._pipeline_names: list[str] = []
+        self._steps: list[tuple[str, str]] = []
+        """Where a step of a pipeline stands, and the model that it names."""
         self.mistakes: list[str] = []
 
     def read(self, document: dict[str, Any]) -> ServeConfig:
@@ -197,10 +204,30 @@ class _Reader:
         names = [*(config.name for config in found), *(config.name for config in pipelines)]
         words = "models or pipelines" if pipelines else "models"
         self.mistakes += [f"two {words} are named '{name}'" for name in dict.fromkeys(names) if names.count(name) > 1]
-        repository = self._place(server["repository"]) if "repository" in server else None
-        if repository is not None and not repository.is_dir():
-            self.mistakes.append(f"server.repository: there is no folder '{repository}'")
+        repository = self._repository(server)
+        self._check_steps(repository, pipelines)
         return ServeConfig(settings=settings, models=found, repository=repository, pipelines=pipelines)
+
+    def _repository(self, server: Mapping[str, Any]) -> Path | None:
+        if "repository" not in server or "repository" in self._overruled:
+            return None
+        place = self._place(server["repository"])
+        if not place.is_dir():
+            self.mistakes.append(f"server.repository: there is no folder '{place}'")
+            self._has_nameless = True
+        return place
+
+    def _check_steps(self, repository: Path | None, pipelines: Sequence[PipelineConfig]) -> None:
+        """Note steps of pipelines that lead nowhere; whether their tensors fit is seen when the models are loaded."""
+        found = () if repository is None else models_in(repository)
+        for name in (name for name in self._pipeline_names if name in found):
+            self.mistakes.append(f"server.repository: it has a model '{name}', which is the name of a pipeline, too")
+        there = [*dict.fromkeys((*self._models, *found, *self._pipeline_names))]
+        for where, model in self._steps:
+            if model not in there and not self._has_nameless:
+                listed = ", ".join(there) or "none"
+                self.mistakes.append(f"{where}.model: there is no model '{model}'; there are {listed}")
+        self.mistakes += tell_cycles(pipelines)
 
     def _list(self, document: dict[str, Any], key: str) -> list[object]:
         found = document.get(key, [])
@@ -215,15 +242,22 @@ class _Reader:
             fields = self._complete(section, where, _Pipeline, ("name", "steps"))
             if "name" in fields:
                 self._check_name(fields["name"], where)
-            steps = [
-                self._complete(step, f"{where}.steps[{at}]", _Step, ("model",))
-                for at, step in enumerate(fields.get("steps", ()))
-            ]
+                self._pipeline_names.append(fields["name"])
+            else:
+                self._has_nameless = True
+            steps = list(self._read_steps(fields.get("steps", ()), f"{where}.steps"))
             limits = self._model_settings({key: fields[key] for key in ("timeout", "slo") if key in fields}, where)
             if "max_in_flight" in fields:
                 limits["max_in_flight"] = fields["max_in_flight"]
             if "name" in fields and steps and all("model" in step for step in steps):
                 yield PipelineConfig(name=fields["name"], steps=tuple(map(_step, steps)), **limits)
+
+    def _read_steps(self, sections: Sequence[object], where: str) -> Iterator[dict[str, Any]]:
+        for at, section in enumerate(sections):
+            step = self._complete(section, f"{where}[{at}]", _Step, ("model",))
+            if "model" in step:
+                self._steps.append((f"{where}[{at}]", step["model"]))
+            yield step
 
     def _complete(
         self, section: object, where: str, kind: type[msgspec.Struct], required: Sequence[str]
@@ -259,22 +293,28 @@ class _Reader:
     def _model(self, section: object, where: str, defaults: ModelSettings) -> ModelConfig | None:
         fields = self._complete(section, where, _Model, ("path",))
         if "path" not in fields:
+            self._note_model(fields.get("name"))
             return None
         path = self._place(fields.pop("path"))
-        traffic = {name: fields.pop(name) for name in ("labels", "split", "shadow", "rollback") if name in fields}
+        shares = {name: fields.pop(name) for name in ("labels", "split", "shadow", "rollback") if name in fields}
         name = fields.pop("name", None)
         if name is not None:
             self._check_name(name, where)
         settings = replace(defaults, **self._model_settings(fields, where))
-        config: ModelConfig | None = self._noting(
-            where,
-            lambda: ModelConfig(
-                name=name or name_of(path), path=path, settings=settings, traffic=TrafficBody(**traffic).traffic()
-            ),
-        )
-        if config is not None:
-            self._check_on_disk(config, where)
+        name = name or self._noting(where, lambda: name_of(path))
+        self._note_model(name)
+        traffic = self._noting(where, lambda: TrafficBody(**shares).traffic())
+        if name is None or traffic is None:
+            return None
+        config = ModelConfig(name=name, path=path, settings=settings, traffic=traffic)
+        self._check_on_disk(config, where)
         return config
+
+    def _note_model(self, name: str | None) -> None:
+        if name is None:
+            self._has_nameless = True
+        else:
+            self._models[name] = None
 
     def _section(self, section: object, where: str, kind: type[msgspec.Struct]) -> dict[str, Any]:
         """Return the fields that are right, and note what is wrong with the others."""

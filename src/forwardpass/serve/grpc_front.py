@@ -27,7 +27,14 @@ from forwardpass.protocol import NAMES, check_shape, decode_raw, encode_raw
 from forwardpass.serve.auth import Gate, Scope
 from forwardpass.serve.exposition import describe_statistics
 from forwardpass.serve.grpc_schema import DATA_TYPES, KIND_CPU, message_class
-from forwardpass.serve.oip import InferCall, call_priority, call_timeout_s, spec_for, wanted_outputs
+from forwardpass.serve.oip import (
+    InferCall,
+    call_priority,
+    call_timeout_s,
+    check_tensor_parameters,
+    spec_for,
+    wanted_outputs,
+)
 from forwardpass.serve.repository import Repository
 from forwardpass.serve.responses import grpc_code
 from forwardpass.serve.rest import EXTENSIONS, describe_config, describe_model, shorter
@@ -346,6 +353,7 @@ def _decode(request: Any, signature: Signature) -> tuple[InferCall, bool]:
             raise TensorMismatch(tensor=given.name, reason="is given twice", expected="each input once")
         if raw and given.HasField("contents"):
             raise TensorMismatch(tensor=given.name, reason="has contents twice", expected="raw or typed ones")
+        check_tensor_parameters("input", given.name, given.parameters)
         spec = spec_for(given.name, given.datatype, signature)
         if spec is None:
             tensors[given.name] = np.zeros(0)  # Signature.validate says so, with the names there are
@@ -353,6 +361,8 @@ def _decode(request: Any, signature: Signature) -> tuple[InferCall, bool]:
             tensors[given.name] = decode_raw(raw[number], given.shape, spec)
         else:
             tensors[given.name] = _typed(given, spec.dtype, check_shape(given.shape, spec), spec)
+    for output in request.outputs:
+        check_tensor_parameters("output", output.name, output.parameters)
     parameters = {name: _value(value) for name, value in request.parameters.items()}
     call = InferCall(
         tensors=tensors,

@@ -22,6 +22,7 @@ __all__ = [
     "ResponseWriter",
     "call_priority",
     "call_timeout_s",
+    "check_tensor_parameters",
     "decode_infer",
     "decode_raw_infer",
     "describe_tensors",
@@ -29,6 +30,8 @@ __all__ = [
     "wanted_outputs",
 ]
 
+UNSUPPORTED = ("classification", "shared_memory_region")
+"""Parameters of tensors, of extensions of Triton's that are not announced: with them an answer is no plain tensor."""
 MICROSECOND_S = 1e-6
 MAX_TIMEOUT_S = 3600.0
 """Longer wishes are cut to this."""
@@ -92,10 +95,13 @@ def decode_infer(body: bytes, signature: Signature, *, num_json_bytes: int | Non
     for given in request.inputs:
         if given.name in tensors:
             raise TensorMismatch(tensor=given.name, reason="is given twice", expected="each input once")
+        check_tensor_parameters("input", given.name, given.parameters)
         piece = None
         if given.parameters and "binary_data_size" in given.parameters:
             piece, rest = _take(rest, given.name, given.parameters["binary_data_size"])
         tensors[given.name] = _decode_input(given, specs.get(given.name), piece)
+    for output in request.outputs or ():
+        check_tensor_parameters("output", output.name, output.parameters)
     if len(rest):
         raise MalformedRequest(reason=f"{len(rest)} bytes follow that belong to no input")
     return InferCall(
@@ -216,6 +222,17 @@ def wanted_outputs(names: Sequence[str], signature: Signature) -> tuple[str, ...
     if len(set(names)) != len(names):
         raise MalformedRequest(reason="an output is named twice")
     return tuple(names)
+
+
+def check_tensor_parameters(word: str, name: str, parameters: Mapping[str, Any] | None) -> None:
+    """Refuse what would make an answer something else than the client then reads.
+
+    Raises:
+        MalformedRequest: a tensor has a parameter of an extension that is not announced.
+    """
+    for refused in UNSUPPORTED:
+        if parameters and refused in parameters:
+            raise MalformedRequest(reason=f"the parameter '{refused}' of the {word} '{name[:64]}' is not supported")
 
 
 def _binary_outputs(request: _Body) -> bool | frozenset[str]:

@@ -22,6 +22,7 @@ __all__ = [
     "find_cycles",
     "plan_pipeline",
     "planning_order",
+    "tell_cycles",
 ]
 
 Names = tuple[tuple[str, str], ...]
@@ -110,6 +111,12 @@ def find_cycles(configs: Sequence[PipelineConfig]) -> list[tuple[str, ...]]:
     for name in following:
         walk(name, ())
     return list(circles.values())
+
+
+def tell_cycles(configs: Sequence[PipelineConfig]) -> list[str]:
+    """Return a mistake for each circle of pipelines."""
+    circles = find_cycles(configs)
+    return [f"the pipelines lead back to themselves: {' → '.join((*circle, circle[0]))}" for circle in circles]
 
 
 def planning_order(configs: Sequence[PipelineConfig]) -> list[PipelineConfig]:

@@ -22,12 +22,12 @@ from forwardpass.core.tensors import Signature
 from forwardpass.errors import BundleError, ForwardpassError, InvalidPipelines, MalformedRequest, NotFound
 from forwardpass.serve.models import Model, ModelConfig, Traffic
 from forwardpass.serve.pipelines import VERSION, Pipeline
-from forwardpass.serve.planning import PipelineConfig, StepConfig, find_cycles, plan_pipeline, planning_order
+from forwardpass.serve.planning import PipelineConfig, StepConfig, plan_pipeline, planning_order, tell_cycles
 from forwardpass.serve.served import Served
 from forwardpass.serve.settings import ModelSettings
 from forwardpass.serve.versions import ModelVersion
 
-__all__ = ["IndexEntry", "Repository", "wanted_versions"]
+__all__ = ["IndexEntry", "Repository", "models_in", "wanted_versions"]
 
 MODEL_NAME = re.compile(r"(?!\.)[A-Za-z0-9._-]{1,64}", re.ASCII)
 
@@ -101,16 +101,16 @@ class Repository:
             except ForwardpassError:
                 if name in self._configs or len(self._known()) == 1:
                     raise
-        if not self.models and self._failures:
-            raise next(iter(self._failures.values()))
+        names = [*self._failures]
+        for name in names if self.models else names[1:]:  # the first is told by who catches it
+            _tell_failure(name, self._failures[name])
+        if not self.models and names:
+            raise self._failures[names[0]]
         if self._pipelines:
             self._start_pipelines()
 
     def _start_pipelines(self) -> None:
-        mistakes = [
-            f"the pipelines lead back to themselves: {' → '.join((*circle, circle[0]))}"
-            for circle in find_cycles([pipeline.config for pipeline in self._pipelines.values()])
-        ]
+        mistakes = tell_cycles([pipeline.config for pipeline in self._pipelines.values()])
         taken = [name for name in self._pipelines if name in self.models]
         mistakes += [f"pipeline '{name}': a model has this name already" for name in taken]
         self._has_pipelines = True
@@ -135,7 +135,13 @@ class Repository:
             ForwardpassError: it cannot be loaded; what was served is still served.
         """
         self._refuse_pipeline(name)
-        await self._load_named(name)
+        before = str(self._failures.get(name))
+        try:
+            await self._load_named(name)
+        except ForwardpassError as error:
+            if name in self._failures and str(error) != before:
+                _tell_failure(name, error)
+            raise
 
     async def _load_named(self, name: str) -> None:
         self._config(name)  # which says that there is no such model
@@ -143,8 +149,6 @@ class Repository:
             try:
                 await self._load(self._config(name))
             except ForwardpassError as error:
-                if str(self._failures.get(name)) != str(error):
-                    log.error("%s could not be loaded: %s", name, error)  # noqa: TRY400 - the sentence says it all
                 self._failures[name] = error
                 raise
             self._failures.pop(name, None)
@@ -378,9 +382,7 @@ class Repository:
         return tuple(name for name in dict.fromkeys((*self._configs, *self._found())) if name not in taken)
 
     def _found(self) -> Sequence[str]:
-        if self._root is None or not self._root.is_dir():
-            return ()
-        return sorted(path.name for path in self._root.iterdir() if MODEL_NAME.fullmatch(path.name) and _has(path))
+        return models_in(self._root) if self._root is not None else ()
 
     def _config(self, name: str) -> ModelConfig:
         if name in self._configs:
@@ -394,6 +396,17 @@ class Repository:
             return {number: _fingerprint(path) for number, path in wanted_versions(self._config(name)).items()}
         except ForwardpassError:
             return {}
+
+
+def _tell_failure(name: str, error: ForwardpassError) -> None:
+    log.error("%s could not be loaded: %s", name, error)
+
+
+def models_in(root: Path) -> Sequence[str]:
+    """Return the names of the models in the subfolders of a repository."""
+    if not root.is_dir():
+        return ()
+    return sorted(path.name for path in root.iterdir() if MODEL_NAME.fullmatch(path.name) and _has(path))
 
 
 def _has(path: Path) -> bool:

@@ -36,7 +36,8 @@ class ModelSettings:
     """Deadline of a request that names none; without it the target's limit, and without a target 30 seconds."""
     same_answer: SameAnswer = SameAnswer.AFFORDABLE
     hang_s: float = 60.0
-    """A batch that runs longer than this, and twenty times longer than predicted, has hung: its worker is replaced."""
+    """A batch that runs longer than this, or than twenty times what was predicted where that is longer, has hung: its
+    worker is replaced."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -121,9 +121,15 @@ def run_server(models: Sequence[Path | str], *, config: Path | None, repository:
         InvalidConfig: the file has mistakes.
         ForwardpassError: as for `serve_model`.
     """
-    from forwardpass.serve import ModelSettings, ServeConfig, ServeSettings, read_config
+    from forwardpass.serve import ModelSettings, ServeConfig, ServeSettings, models_in, read_config
 
-    read = read_config(config, overruled=given.keys()) if config is not None else ServeConfig(settings=ServeSettings())
+    read = ServeConfig(settings=ServeSettings())
+    if config is not None:
+        overruled = {*given} if repository is None else {*given, "repository"}
+        beside = [_name_of(Path(model)) for model in models]
+        read = read_config(
+            config, overruled=overruled, beside=[*beside, *(models_in(repository) if repository else ())]
+        )
     names = {field.name for field in fields(ModelSettings)}
     for_models = {name: value for name, value in given.items() if name in names}
     for_server = {name: value for name, value in given.items() if name not in names}
@@ -200,6 +206,17 @@ def _config(path: Path, settings: ModelSettings) -> ModelConfig:
     return ModelConfig(name=name_of(path), path=path, settings=settings)
 
 
+def _name_of(model: Path) -> str:
+    """Return what a model of the command line is called: a bundle, a folder of versions, or a file."""
+    from forwardpass.serve import name_of
+
+    return _quick_name(model) if model.is_file() else name_of(model)
+
+
+def _quick_name(model: Path) -> str:
+    return NOT_IN_NAMES.sub("-", model.stem)[:64]
+
+
 def _check_names(configs: Sequence[ModelConfig]) -> None:
     names = [config.name for config in configs]
     for name in names:
@@ -227,7 +244,7 @@ def _quick_bundle(model: Path, destination: Path) -> Bundle:
     call = random_tensors(signature, sizes)
     audit = audit_invariance(runtime, [call], budget_s=QUICK_AUDIT_S)
     packing = PackingList(
-        name=NOT_IN_NAMES.sub("-", model.stem)[:64],
+        name=_quick_name(model),
         variants=[VariantToPack(variant=variant, invariance=audit.verdict, exact_batch_sizes=audit.exact_batch_sizes)],
         golden_inputs=[call],
         machine=describe_machine(),

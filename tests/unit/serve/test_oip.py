@@ -146,6 +146,10 @@ MISTAKES: list[tuple[object, str]] = [
      "Malformed request: the parameter 'timeout' must be a positive number of microseconds."),
     (tensor() | {"parameters": {"timeout": True}},
      "Malformed request: the parameter 'timeout' must be a positive number of microseconds."),
+    (tensor() | {"outputs": [{"name": "scores", "parameters": {"classification": 3}}]},
+     "Malformed request: the parameter 'classification' of the output 'scores' is not supported."),
+    (tensor(data=None, parameters={"shared_memory_region": "a", "shared_memory_byte_size": 12}),
+     "Malformed request: the parameter 'shared_memory_region' of the input 'pixels' is not supported."),
     (tensor() | {"outputs": [{"name": "logits"}]},
      "Malformed request: there is no output 'logits'; the model has scores."),
 ]  # fmt: skip
