@@ -9,8 +9,18 @@ import numpy as np
 import pytest
 import torch
 
-from forwardpass.errors import UntrustedPickle
-from forwardpass.lean import LeanSettings, PruneSettings, TrainSettings
+from forwardpass.convert import TorchSource
+from forwardpass.core.samples import SampleGroup, Samples, SampleSplits
+from forwardpass.errors import (
+    CannotPrune,
+    ForwardpassError,
+    InvalidReference,
+    InvalidSamples,
+    InvalidStudent,
+    UntrustedPickle,
+)
+from forwardpass.lean import LeanSettings, PruneSettings, SparsitySettings, StudentSettings, TrainSettings
+from forwardpass.lean.making import check_lean
 from forwardpass.optimize import OptimizeSettings
 from forwardpass.profile import ProfileSettings
 from forwardpass.ship import Shipment
@@ -18,6 +28,7 @@ from forwardpass.wiring import convert_model, optimize_model, profile_model, shi
 from tests.integration.torch_modules import build
 
 MODEL = "tests.integration.torch_modules:build"
+LEAN = "tests.integration.lean_modules"
 TINY = ProfileSettings(
     batch_sizes=(1,),
     thread_counts=(1,),
@@ -111,6 +122,53 @@ def test_ship_makes_a_network_leaner_once_and_its_recipe_says_how(
     assert ship(lean).resumed == ("convert", "lean", "optimize")
     assert ship(replace(lean, training=TrainSettings(num_epochs=2))).resumed == ("convert",)
     assert not (tmp_path / ".forwardpass" / "out" / "training").exists()
+
+
+@pytest.mark.parametrize(
+    ("lean", "error", "sentence"),
+    [
+        (LeanSettings(student=StudentSettings(num_layers=2)), InvalidStudent, "no ModuleList or Sequential"),
+        (LeanSettings(student=StudentSettings(reference=f"{LEAN}:build_wrong")), InvalidStudent, r"shape \[2, 9\]"),
+        (LeanSettings(student=StudentSettings(reference=f"{LEAN}:gone")), InvalidReference, "'gone'"),
+        (LeanSettings(student=StudentSettings(width=0.5)), CannotPrune, "channels are those of the output"),
+        (LeanSettings(prune=PruneSettings(round_to=64)), CannotPrune, "10 channels, and they go 64 at a time"),
+        (LeanSettings(sparsity=SparsitySettings(share=0.5), train_data="others.npz"), InvalidSamples, "'others.npz'"),
+        (LeanSettings(quantise_aware=True, train_data="classes.npz"), InvalidSamples, "the label 12, .* 10 classes"),
+    ],
+)
+def test_what_cannot_be_made_leaner_is_told_before_anything_is_made(
+    lean: LeanSettings,
+    error: type[ForwardpassError],
+    sentence: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    generator = np.random.default_rng(1)
+    images = generator.standard_normal((60, 1, 8, 8)).astype(np.float32)
+    np.savez("data.npz", pixels=images[:40])
+    np.savez("others.npz", pictures=images[40:])
+    np.savez("classes.npz", pixels=images[40:], labels=np.full(20, 12))
+    done: list[str] = []
+
+    def note(text: str, *, done: float, into: list[str] = done) -> None:
+        del done
+        into.append(text)
+
+    for make in (optimize_model, ship_model):
+        with pytest.raises(error, match=sentence):
+            make(f"{LEAN}:build_small", data="data.npz", out="out", lean=lean, progress=note)
+    assert done == []
+    assert {path.name for path in tmp_path.iterdir() if path.suffix != ".npz"} <= {".forwardpass"}
+
+
+def test_labels_of_no_class_are_passed_over() -> None:
+    images = np.random.default_rng(1).standard_normal((40, 1, 8, 8)).astype(np.float32)
+    labels = np.r_[np.full(20, -100), np.arange(20) % 10]
+    lessons = Samples(groups=(SampleGroup(inputs={"pixels": images}, labels=labels),))
+    splits = SampleSplits(calibration=lessons, validation=lessons, test=lessons)
+    source = TorchSource(reference=f"{LEAN}:build_small")
+    check_lean(source, splits, lessons, LeanSettings(quantise_aware=True))
 
 
 def test_a_network_that_learned_to_round_is_judged_in_float_and_in_eight_bits(

@@ -12,7 +12,7 @@ import pytest
 import torch
 from onnx import helper
 
-from forwardpass.convert import Conversion, TorchSource, convert_to_onnx, from_torch, plain_weights
+from forwardpass.convert import Conversion, TorchSource, convert_to_onnx, exporters, plain_weights
 from forwardpass.core.metrics import METRICS
 from forwardpass.core.samples import SampleGroup, Samples
 from forwardpass.core.tensors import Array
@@ -226,7 +226,7 @@ def test_a_named_axis_is_run_at_other_sizes_and_the_outputs_that_follow_it_say_s
 
 
 def test_a_named_axis_that_the_result_has_frozen_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(from_torch, "EXPORTERS", ("legacy",))  # the one that takes a size for a constant
+    monkeypatch.setattr(exporters, "EXPORTERS", ("legacy",))  # the one that takes a size for a constant
     with pytest.raises(ParityFailed, match=r"for inputs x \[2, 5\]"):
         convert_to_onnx(sources.BakedWidth(), FOUR, out=tmp_path / "m.onnx", axes={"x": {1: "width"}}, progress=silent)
     assert list(tmp_path.iterdir()) == []

@@ -158,6 +158,7 @@ def test_torchscript_whose_outputs_have_names_becomes_onnx(tmp_path: Path) -> No
     conversion = convert(source, samples, to=Format.ONNX, out=tmp_path / "m.onnx", progress=silent)
     assert [output.name for output in conversion.signature.outputs] == ["a", "b"]
     assert conversion.worst_difference < TOLERANCE
+    assert (conversion.exporter, conversion.notes) == ("legacy", ()), "the one way for TorchScript is no second choice"
 
 
 def test_an_onnx_file_becomes_ort_and_openvino_but_not_torch(tmp_path: Path) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +20,7 @@ from forwardpass.core.samples import SampleGroup, Samples
 from forwardpass.core.tensors import Array, Signature, TensorSpec
 from forwardpass.core.variants import Format, Precision
 from forwardpass.errors import EnvironmentUnavailable, ExportFailed, InvalidModel, InvalidSamples, SourceNotFound
-from forwardpass.runtimes import RuntimeOptions, open_runtime
+from forwardpass.runtimes import RuntimeOptions, litert_remark, open_runtime
 from forwardpass.runtimes.litert import with_signature
 from tests.integration import conversion_sources as sources
 
@@ -113,6 +116,31 @@ def test_no_file_and_no_litert_file(tmp_path: Path) -> None:
     (tmp_path / "bad.tflite").write_bytes(b"not a model at all")
     with pytest.raises(InvalidModel, match="LiteRT cannot load it"):
         open_runtime(Format.LITERT, str(tmp_path / "bad.tflite"), options=RuntimeOptions())
+
+
+def test_the_library_says_nothing_of_itself_to_users(product: Path) -> None:
+    code = (
+        "import sys; from forwardpass.core.variants import Format; "
+        "from forwardpass.runtimes import RuntimeOptions, open_runtime; "
+        "open_runtime(Format.LITERT, sys.argv[1], options=RuntimeOptions())"
+    )
+    command = [sys.executable, "-c", code, str(product)]
+    finished = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert (finished.stdout, finished.stderr) == ("", "")
+
+
+def test_what_is_no_remark_comes_through(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    class Interpreter:
+        def __init__(self, **_: object) -> None:
+            os.write(2, b"INFO: Created TensorFlow Lite XNNPACK delegate for CPU.\n")
+
+        def allocate_tensors(self) -> None:
+            os.write(2, b"ERROR: no memory for the tensors\n")
+
+    monkeypatch.setattr(litert_remark, "Interpreter", Interpreter)
+    litert_remark.hear_remark()
+    os.write(2, b"and later\n")
+    assert capfd.readouterr().err == "ERROR: no memory for the tensors\nand later\n"
 
 
 # --- the environment -----------------------------------------------------------------------------------------------

@@ -130,7 +130,7 @@ def test_a_process_that_dies_while_it_measures_costs_its_variant_only(
     dead = result.find("onnx-graph")
     assert dead.verdict is Verdict.FAILED
     assert "measuring the variant 'onnx-graph' failed: it was killed (SIGKILL)" in dead.reason
-    others = [item for item in result.candidates if item is not dead and item.verdict is not Verdict.REJECTED]
+    others = [item for item in result.candidates if item is not dead and item.verdict is not Verdict.NEEDLESS]
     assert all(item.profile is not None for item in others)
 
 
@@ -143,7 +143,7 @@ def test_a_model_with_nothing_to_quantise_says_so(tmp_path: Path) -> None:
     for name in ("int8-dynamic", "int8-static", "int8-static-whole", "int8-dynamic-smooth", "int8-static-smooth"):
         operators = sought.get(name, "MatMul or Gemm")
         found = result.find(name)
-        assert found.verdict is Verdict.REJECTED
+        assert found.verdict is Verdict.NEEDLESS
         assert found.reason == f"There is nothing to quantise: no {operators} with constant weights."
     assert not list((tmp_path / "work").glob("int8*"))
     assert any("nothing in it can have fewer bits" in warning for warning in result.warnings)

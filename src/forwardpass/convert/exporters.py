@@ -27,7 +27,7 @@ from forwardpass.errors import (
 )
 from forwardpass.runtimes.torch import named_outputs
 
-__all__ = ["EXPORTERS", "export", "quiet", "translated", "user_line"]
+__all__ = ["EXPORTERS", "export", "exporters_for", "quiet", "translated", "user_line"]
 
 EXPORTERS = ("dynamo", "legacy")
 """In the order of trying. The legacy one bakes sizes in more often, but knows a few operators more."""
@@ -42,6 +42,11 @@ _USER_LINE = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+), in (?P<fun
 _GRAPH_LINE = r"{operator}\([^\n]*# (?P<file>[^\n]+?):(?P<line>\d+):\d+"
 """How the older exporter's graph says where an operator comes from."""
 _LIBRARY = re.compile(r"/(torch|onnxscript|onnx_ir)/|<eval_with_key>|<frozen")
+
+
+def exporters_for(module: nn.Module) -> tuple[str, ...]:
+    """Return what to try with a module: TorchScript is refused by the newer one, whatever is in it."""
+    return ("legacy",) if isinstance(module, torch.jit.ScriptModule) else EXPORTERS
 
 
 def export(

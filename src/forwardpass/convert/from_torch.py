@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from forwardpass.convert.axes import DynamicAxes, dynamic_axes
 from forwardpass.convert.divergence import diverging_node
-from forwardpass.convert.exporters import EXPORTERS, export
+from forwardpass.convert.exporters import export, exporters_for
 from forwardpass.convert.jobs import Job
 from forwardpass.convert.opset import set_opset
 from forwardpass.convert.parity import BATCH_SIZES, named_axis_calls, shape_grid
@@ -35,7 +35,7 @@ def prove_torch(runtime: TorchRuntime, job: Job) -> Proven:
     samples = fitting_samples(runtime, job.samples, job.name)
     axes = dynamic_axes(samples, job.axes)
     failures: list[ConversionError] = []
-    for number, exporter in enumerate(EXPORTERS):
+    for number, exporter in enumerate(exporters_for(runtime.module)):
         job.progress(f"converting with the {exporter} exporter", done=number / 3)
         try:
             return _export_with(exporter, runtime, samples, axes, job, notes=_notes(failures))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import nn
@@ -18,7 +18,7 @@ from forwardpass.lean.training import Training, check_student, train_module
 from forwardpass.lean.values import PruneSettings, StudentSettings, TrainSettings
 from forwardpass.runtimes.torch import load_module
 
-__all__ = ["Distillation", "Student", "distil_module", "open_student"]
+__all__ = ["Distillation", "Student", "check_student_of", "distil_module", "open_student"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -54,6 +54,25 @@ def open_student(teacher: nn.Module, samples: Samples, settings: StudentSettings
         student = _derived(teacher, samples, settings, progress)
     check_student(student.module, teacher, samples, name=student.name)
     return student
+
+
+def check_student_of(teacher: nn.Module, samples: Samples, settings: StudentSettings) -> None:
+    """Raise what `open_student` would, as far as it takes no time: how narrow layers can be is not tried.
+
+    Raises:
+        InvalidReference, InvalidStudent, CannotPrune: as there.
+        InvalidOption: as many layers are to stay as there are.
+    """
+    if settings.num_layers or settings.reference:
+        open_student(teacher, samples, replace(settings, width=None), progress=_unheard)
+    if settings.width:
+        from forwardpass.lean.pruning import check_prunable
+
+        check_prunable(teacher, samples, _narrower(settings.width))
+
+
+def _unheard(text: str, *, done: float) -> None:
+    """Let progress pass: nothing here takes long."""
 
 
 def distil_module(
@@ -96,10 +115,13 @@ def _derived(teacher: nn.Module, samples: Samples, settings: StudentSettings, pr
     if settings.width:
         from forwardpass.lean.pruning import prune_module
 
-        narrow = PruneSettings(share=1 - settings.width)
-        narrower = prune_module(student.module, samples, settings=narrow, progress=progress).module
+        narrower = prune_module(student.module, samples, settings=_narrower(settings.width), progress=progress).module
         student = Student(module=narrower, name=student.name, pairs=student.pairs)
     return student
+
+
+def _narrower(width: float) -> PruneSettings:
+    return PruneSettings(share=1 - width)
 
 
 def _with_fewer_layers(student: Student, num_layers: int) -> Student:

@@ -20,7 +20,7 @@ from forwardpass.samples import load_samples
 if TYPE_CHECKING:
     from forwardpass.convert import TorchSource
 
-__all__ = ["lean_variants", "load_lessons", "trainable"]
+__all__ = ["check_lean", "lean_variants", "load_lessons", "trainable"]
 
 
 def load_lessons(settings: LeanSettings, splits: SampleSplits) -> Samples:
@@ -50,6 +50,24 @@ def trainable(source: TorchSource | Path) -> TorchSource:
             "--quantise-aware train the network, and an ONNX file holds a finished graph",
         )
     return source
+
+
+def check_lean(source: TorchSource | Path, splits: SampleSplits, lessons: Samples, settings: LeanSettings) -> None:
+    """Refuse before the conversion what could not be made afterwards; see `check_wishes` for what it raises.
+
+    Raises:
+        InvalidOption: the source is an ONNX file, which holds a graph and not the network.
+    """
+    if settings.is_empty:
+        return
+    teacher = trainable(source)
+    from forwardpass.convert.torch_sources import open_source, source_left_as_found
+
+    with source_left_as_found(teacher):
+        runtime = open_source(teacher)
+        from forwardpass.lean.checking import check_wishes
+
+        check_wishes(runtime, splits, lessons, settings, name=teacher.reference)
 
 
 @contextmanager

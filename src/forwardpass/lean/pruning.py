@@ -31,7 +31,7 @@ from forwardpass.lean.values import PruneSettings
 from forwardpass.profile import describe_machine
 from forwardpass.runtimes.torch import left_as_found, named_outputs
 
-__all__ = ["PrunedGroup", "Pruning", "SkippedGroup", "prune_module"]
+__all__ = ["PrunedGroup", "Pruning", "SkippedGroup", "check_prunable", "prune_module"]
 
 NUM_TRIAL_ROWS = 64
 """Enough to tell groups apart, whose errors differ by factors."""
@@ -114,11 +114,40 @@ def prune_module(
         InvalidOption: even with all that can go, less than the share is gone.
         NothingGained: `holds` refuses every step.
     """
-    multiples = (settings.round_to,) if settings.round_to else channel_multiples(describe_machine().instruction_sets)
+    multiples = _multiples(settings)
     for round_to in multiples[:-1]:
         with suppress(CannotPrune, InvalidOption):  # where layers are this narrow, smaller steps may still do
             return _prune(module, samples, settings, round_to, refine, holds, progress)
     return _prune(module, samples, settings, multiples[-1], refine, holds, progress)
+
+
+def check_prunable(module: nn.Module, samples: Samples, settings: PruneSettings) -> None:
+    """Look for one group of channels that can go, as `prune_module` does for all of them.
+
+    Raises:
+        CannotPrune: the module cannot be traced, or no channel can go.
+        MissingExtra: torch-pruning is not installed.
+    """
+    example = example_of(samples)
+    sizes, round_to = _group_sizes(module, example), _multiples(settings)[-1]
+    work = _Work(module=module, example=example, sizes=sizes, round_to=round_to)
+    for name, size in sizes.items():
+        levels = channel_levels(size, round_to=round_to, max_levels=1)
+        if not levels:
+            work.skipped[name] = _too_narrow(size, round_to)
+            continue
+        _, work.skipped[name] = _without(module, name, levels[0], example)
+        if not work.skipped[name]:
+            return
+    raise _nothing_goes(work)
+
+
+def _multiples(settings: PruneSettings) -> tuple[int, ...]:
+    return (settings.round_to,) if settings.round_to else channel_multiples(describe_machine().instruction_sets)
+
+
+def _too_narrow(num_channels: int, round_to: int) -> str:
+    return f"it has {num_channels} channels, and they go {round_to} at a time"
 
 
 def _prune(
@@ -138,7 +167,8 @@ def _prune(
         work = _Work(module=module, example=example, sizes=_group_sizes(module, example), round_to=round_to)
         trials = _try_groups(work, samples, settings, before, _part(progress, 0, SHARE_OF_TRIALS))
         notches = order_notches(trials, num_multiply_adds=before)
-        _check_something_goes(work, notches)
+        if not notches:
+            raise _nothing_goes(work)
         rest = _part(progress, SHARE_OF_TRIALS, 1 - SHARE_OF_TRIALS)
         if settings.share is not None:
             pruned = _to_share(work, notches, before, settings.share)
@@ -158,7 +188,7 @@ def _try_groups(work: _Work, samples: Samples, settings: PruneSettings, before: 
         progress(f"pruning {name} alone", done=number / len(work.sizes))
         levels = channel_levels(size, round_to=work.round_to, max_levels=max_levels)
         if not levels:
-            work.skipped[name] = f"it has {size} channels, and they go {work.round_to} at a time"
+            work.skipped[name] = _too_narrow(size, work.round_to)
         for num_channels in levels:
             pruned, reason = _without(work.module, name, num_channels, work.example)
             if reason:
@@ -229,11 +259,9 @@ def _group_sizes(module: nn.Module, example: Mapping[str, Array]) -> dict[str, i
     return {group.name: group.num_channels for group in channel_groups(module, example)}
 
 
-def _check_something_goes(work: _Work, notches: Sequence[Notch]) -> None:
-    if notches:
-        return
+def _nothing_goes(work: _Work) -> CannotPrune:
     reasons = "; ".join(f"{name}: {reason}" for name, reason in list(work.skipped.items())[:3])
-    raise CannotPrune(
+    return CannotPrune(
         model=type(work.module).__name__, reason=f"no group of channels can go ({reasons or 'it has no layers'})"
     )
 

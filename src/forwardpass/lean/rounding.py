@@ -23,7 +23,7 @@ from forwardpass.errors import NothingToQuantise
 from forwardpass.lean.counting import call, operator_by_operator
 from forwardpass.runtimes.torch import left_as_found
 
-__all__ = ["RoundedCopy", "round_copy"]
+__all__ = ["RoundedCopy", "check_something_rounds", "round_copy"]
 
 MAX_ROWS = 32
 SHARE_OF_NEW_RANGE = 0.1
@@ -68,9 +68,8 @@ def round_copy(module: nn.Module, samples: Samples, *, num_weight_bits: int) -> 
     """
     with left_as_found(module):
         copied = _with_folded_normalisation(module.eval())
+    check_something_rounds(copied)
     names = tuple(name for name, part in copied.named_modules() if _is_rounded(part))
-    if not names:
-        raise NothingToQuantise(operators=("nn.Linear", "nn.Conv"))
     hooks = [hook for name in names for hook in _attach(copied.get_submodule(name), num_weight_bits)]
     for part in copied.modules():
         if isinstance(part, _Normalisation):
@@ -78,6 +77,12 @@ def round_copy(module: nn.Module, samples: Samples, *, num_weight_bits: int) -> 
             part.train = lambda _mode=True, part=part: part  # type: ignore[method-assign, misc]
     _observe(copied, samples)
     return RoundedCopy(module=copied, names=names, hooks=tuple(hooks))
+
+
+def check_something_rounds(module: nn.Module) -> None:
+    """Raise `NothingToQuantise` for a module without a layer that would round."""
+    if not any(map(_is_rounded, module.modules())):
+        raise NothingToQuantise(operators=("nn.Linear", "nn.Conv"))
 
 
 class _RoundedWeights(nn.Module):

@@ -22,8 +22,10 @@ from forwardpass.lean.planning import learning_rate_factor
 from forwardpass.lean.values import TrainSettings
 from forwardpass.runtimes.torch import left_as_found, named_outputs
 
-__all__ = ["Training", "train_module"]
+__all__ = ["NO_CLASS", "Training", "are_classes", "check_student", "train_module"]
 
+NO_CLASS = -100
+"""The label of a sample that no class is known of: PyTorch passes over it."""
 _TINY = 1e-12
 
 
@@ -175,7 +177,7 @@ class _Lesson:
             with torch.no_grad(), _recorded(self.teacher, [theirs for theirs, _ in self.pairs]) as theirs_hidden:
                 theirs = list(named_outputs(self.teacher(**given(group.inputs))).values())
             share = 1 - weight if terms else 1.0
-            temperature = self.settings.temperature if _are_classes(theirs[0], group) else None
+            temperature = self.settings.temperature if are_classes(theirs[0], group) else None
             terms.append(share * _teacher_loss(ours, theirs, temperature))
             terms.append(self._hidden_loss(ours_hidden, theirs_hidden))
         return torch.stack(terms).sum()
@@ -241,7 +243,7 @@ def _words(step: int, lesson: _Lesson, loss: float, left_s: float) -> str:
     return f"training, epoch {epoch} of {lesson.settings.num_epochs}, loss {loss:.3g}, {left_s:.0f} s left"
 
 
-def _are_classes(output: Tensor, group: SampleGroup) -> bool:
+def are_classes(output: Tensor, group: SampleGroup) -> bool:
     """Tell whether an output holds the scores of classes; without integer labels nothing says so."""
     return group.labels is not None and group.labels.dtype.kind in "iub" and group.labels.ndim == 1 and output.ndim == 2
 

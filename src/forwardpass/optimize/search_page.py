@@ -19,6 +19,7 @@ _VERDICT_STATES = {
     Verdict.SOURCE: State.PLAIN,
     Verdict.REJECTED: State.WARN,
     Verdict.FAILED: State.BAD,
+    Verdict.NEEDLESS: State.PLAIN,
 }
 
 

@@ -57,6 +57,8 @@ class Verdict(StrEnum):
     CHOSEN = "chosen"
     KEPT = "kept"
     REJECTED = "rejected"
+    NEEDLESS = "nothing to gain"
+    """It was not made: the model has nothing that it would change, or nothing that it would make better."""
     FAILED = "failed"
     SOURCE = "source"
 

@@ -69,7 +69,7 @@ def describe_entry(
 ) -> Candidate:
     """Return a candidate with its evidence and the verdict on it."""
     if entry.failure:
-        verdict = Verdict.REJECTED if entry.is_rejected else Verdict.FAILED
+        verdict = Verdict.NEEDLESS if entry.is_rejected else Verdict.FAILED
         return Candidate(variant=entry.variant, verdict=verdict, reason=entry.failure)
     assert entry.validation is not None, "what did not fail was scored"
     assert entry.test is not None, "what did not fail was scored"

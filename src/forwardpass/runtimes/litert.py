@@ -16,10 +16,14 @@ from forwardpass.runtimes.signatures import SIGNATURE_ENTRY, decode_signature, e
 try:
     from ai_edge_litert import schema_py_generated as schema
     from ai_edge_litert.interpreter import Interpreter
+
+    from forwardpass.runtimes.litert_remark import hear_remark
 except ImportError as error:
     raise MissingExtra(package="ai-edge-litert", extra="litert", purpose="running LiteRT files") from error
 
 __all__ = ["LitertRuntime", "with_signature"]
+
+hear_remark()
 
 
 class LitertRuntime:

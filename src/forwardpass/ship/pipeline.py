@@ -19,7 +19,7 @@ from forwardpass.core.samples import SampleSplits, fingerprint_samples
 from forwardpass.core.variants import Format, Precision, Variant
 from forwardpass.core.version import VERSION
 from forwardpass.lean import LeanSettings
-from forwardpass.lean.making import lean_variants, load_lessons
+from forwardpass.lean.making import check_lean, lean_variants, load_lessons
 from forwardpass.optimize import Optimization, OptimizeSettings, Provenance, optimize_model
 from forwardpass.optimize.provenance import provenance_of
 from forwardpass.predict import GoldenCheck, verify_variant
@@ -142,6 +142,7 @@ def _convert(
     key = step_key(CONVERT, VERSION, runtime_versions(), request.source_key, data_key, request.opset, axes)
 
     def run() -> Conversion:
+        check_lean(request.source, request.splits, load_lessons(request.lean, request.splits), request.lean)
         conversion = convert_to_onnx(
             request.source,
             request.splits.calibration,

@@ -222,7 +222,7 @@ def optimize_model(
     """
     from forwardpass.convert import convert_to_onnx, plain_model, plain_weights
     from forwardpass.lean import LeanSettings
-    from forwardpass.lean.making import lean_variants, load_lessons
+    from forwardpass.lean.making import check_lean, lean_variants, load_lessons
     from forwardpass.optimize import OptimizeSettings
     from forwardpass.optimize import optimize_model as optimize
     from forwardpass.optimize.provenance import provenance_of
@@ -242,6 +242,7 @@ def optimize_model(
         plain_model(str(model), splits.calibration, trust_pickle=trust_pickle, progress=progress) as given,
     ):
         source = conversion_source(given.path, plain)
+        check_lean(source, splits, lessons, wishes)
         start_s = time.monotonic()
         conversion = convert_to_onnx(
             source, splits.calibration, out=folder / "onnx-fp32.onnx", opset=opset, axes=axes, progress=progress
