@@ -57,7 +57,7 @@ def relative_error(answer: Array, reference: Array) -> float:
 
     Strings that are not all equal differ by 1.
 
-    >>> relative_error(np.array([1.0, 2.0]), np.array([1.0, 2.0]))
+    >>> relative_error(np.array([1.0, 2.0, np.inf]), np.array([1.0, 2.0, np.inf]))
     0.0
     """
     if answer.shape != reference.shape:
@@ -70,5 +70,5 @@ def relative_error(answer: Array, reference: Array) -> float:
     finite = np.isfinite(theirs)
     if not np.array_equal(ours[~finite], theirs[~finite], equal_nan=True):
         return float("inf")
-    difference = float(np.linalg.norm((ours - theirs)[finite]))
+    difference = float(np.linalg.norm(ours[finite] - theirs[finite]))
     return difference / max(float(np.linalg.norm(theirs[finite])), 1e-12) if difference else 0.0

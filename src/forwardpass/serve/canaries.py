@@ -36,6 +36,7 @@ class Trials:
     ) -> None:
         self._stable = stable
         self._gates = {version.number: CanaryGate(limits) for version in canaries}
+        self._limit_s = _limit_s(stable, canaries)
         self._on_verdict = on_verdict
 
     def drawn(self, version: ModelVersion) -> ModelVersion:
@@ -47,11 +48,10 @@ class Trials:
         return cast("ModelVersion", _Drawn(version, self._noting(version)))
 
     def _noting(self, version: ModelVersion) -> Callable[[Mapping[str, Array] | RequestError, float], None]:
-        limit_s = version.slo.limit_s if version.slo is not None else float("inf")
-        return partial(self._note, version.number, limit_s)
+        return partial(self._note, version.number)
 
-    def _note(self, number: str, limit_s: float, result: Mapping[str, Array] | RequestError, seconds: float) -> None:
-        outcome = _outcome(result, seconds, limit_s)
+    def _note(self, number: str, result: Mapping[str, Array] | RequestError, seconds: float) -> None:
+        outcome = _outcome(result, seconds, self._limit_s)
         if outcome is None:
             return
         now_s = time.monotonic()
@@ -97,6 +97,12 @@ class _Drawn:
         except RequestError as refusal:
             self._note(refusal, 0.0)
             raise
+
+
+def _limit_s(stable: ModelVersion, canaries: Sequence[ModelVersion]) -> float:
+    """Return what all are measured by: the stable version's target, whatever the others were shipped with."""
+    targets = [version.slo.limit_s for version in canaries if version.slo is not None]
+    return stable.slo.limit_s if stable.slo is not None else min(targets, default=float("inf"))
 
 
 def _outcome(result: Mapping[str, Array] | RequestError, seconds: float, limit_s: float) -> Outcome | None:
