@@ -133,6 +133,7 @@ def test_without_a_key_the_body_is_not_read(guarded: RunningServer) -> None:
 def test_a_server_takes_over_new_keys_and_keeps_the_old_if_the_file_breaks(
     bundle: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level("INFO")
     path = tmp_path / "keys.json"
     first, first_record = new_key("first", (Scope.INFER,))
     write_keys(path, (first_record,))
@@ -141,6 +142,8 @@ def test_a_server_takes_over_new_keys_and_keeps_the_old_if_the_file_breaks(
         write_keys(path, (record,))
         eventually(lambda: running.ask("POST", INFER, BODY, bearer(second)).status == 200)
         assert running.ask("POST", INFER, BODY, bearer(first)).status == 401
+        assert "the API keys are read again: second" in caplog.messages
+        assert running.ask("GET", "/", headers=bearer(second)).status == 403, "it names the models"
         path.write_text("{")
 
         def is_noticed() -> bool:

@@ -316,6 +316,7 @@ def test_what_is_waiting_when_a_version_is_replaced_is_answered_by_it(
 def test_new_versions_are_found_and_broken_ones_are_waited_for(
     root: Path, files: Path, right: dict[str, Array], caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level("INFO")
     with serving_models([], root=root, settings=serve_settings(watch_s=0.05)) as running:
         incomplete = root / "mlp" / "3"
         incomplete.mkdir()
@@ -325,9 +326,14 @@ def test_new_versions_are_found_and_broken_ones_are_waited_for(
         shutil.copytree(files / "3", incomplete, dirs_exist_ok=True)
         eventually(lambda: versions(running) == {"3": 1})
         np.testing.assert_array_equal(output(running.ask("POST", INFER, BODY)), right["3"])
+        (root / "mlp" / "4").mkdir()
+        shutil.copy(files / "3" / "manifest.json", root / "mlp" / "4")
+        eventually(lambda: caplog.text.count("mlp could not be loaded") == 2)
+        shutil.rmtree(root / "mlp" / "4")
+        eventually(lambda: caplog.messages.count("mlp is served again as it is on the disk") == 2)
         shutil.copytree(files / "1", root / "another" / "1")
         eventually(lambda: running.ask("GET", "/v2/models/another/ready").status == 200)
-        assert caplog.text.count("mlp could not be loaded") == 1
+        assert caplog.text.count("mlp could not be loaded") == 2
 
 
 def test_a_worker_that_comes_back_does_not_run_what_has_taken_the_bundles_place(tmp_path: Path, files: Path) -> None:

@@ -85,7 +85,7 @@ class Application:
     def rebuild(self) -> None:
         """Make the table of routes again after models have come or gone."""
         routes: dict[str, dict[bytes, Endpoint]] = {
-            "/": {b"GET": Endpoint(self._index, None)},
+            "/": {b"GET": Endpoint(self._index, Scope.READ)},
             "/v2": {b"GET": Endpoint(self._server_metadata, None)},
             "/v2/health/live": {b"GET": Endpoint(partial(self._state, "live", lambda: True), None)},
             "/v2/health/ready": {b"GET": Endpoint(partial(self._state, "ready", lambda: self.is_ready), None)},

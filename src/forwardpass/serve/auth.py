@@ -165,6 +165,8 @@ class KeyRing(Gate):
             self._records = {record.sha256: record for record in read_keys(self._path)}
         except InvalidKeyFile as error:
             log.error("the API keys are as before: %s", error)  # noqa: TRY400 - the sentence says it all
+        else:
+            log.info("the API keys are read again: %s", ", ".join(key.name for key in self._records.values()) or "none")
 
 
 def new_key(

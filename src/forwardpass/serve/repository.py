@@ -135,13 +135,15 @@ class Repository:
             ForwardpassError: it cannot be loaded; what was served is still served.
         """
         self._refuse_pipeline(name)
-        before = str(self._failures.get(name))
+        before = self._failures.get(name)
         try:
             await self._load_named(name)
         except ForwardpassError as error:
-            if name in self._failures and str(error) != before:
+            if name in self._failures and str(error) != str(before):
                 _tell_failure(name, error)
             raise
+        if before is not None:
+            log.info("%s is served again as it is on the disk", name)
 
     async def _load_named(self, name: str) -> None:
         self._config(name)  # which says that there is no such model
