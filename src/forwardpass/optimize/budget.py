@@ -131,4 +131,6 @@ def _no_longer(wanted: ProfileSettings, limit: ProfileSettings) -> ProfileSettin
         num_cold_starts=min(wanted.num_cold_starts, limit.num_cold_starts),
         cold_start_budget_s=min(wanted.cold_start_budget_s, limit.cold_start_budget_s),
         audit_budget_s=min(wanted.audit_budget_s, limit.audit_budget_s),
+        is_lean_in_processes=wanted.is_lean_in_processes,
+        num_table_rounds=wanted.num_table_rounds,
     )

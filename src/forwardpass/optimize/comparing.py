@@ -24,6 +24,8 @@ __all__ = ["profile_all"]
 
 TIMES_AS_MANY_STARTS = 2
 """Where cold starts decide, there are twice as many of them."""
+STARTS_OF_A_BRIEF_SEARCH = 2
+"""Where they decide nothing; the first is that of the process which also measures calls."""
 CALLS_OF_A_GLANCE = 7
 """Of a slow model: one to get warm, one to see how slow it is, and one in each round."""
 SHARE_OF_A_GLANCE = 0.1
@@ -52,6 +54,9 @@ def profile_all(
     wanted = search.settings.profile
     if search.settings.target is Target.COLD_START:
         wanted = replace(wanted, num_cold_starts=TIMES_AS_MANY_STARTS * wanted.num_cold_starts)
+    elif search.settings.is_brief:
+        decides = search.settings.target is not Target.THROUGHPUT and search.settings.target is not Target.COST
+        wanted = wanted.in_fewer_processes(STARTS_OF_A_BRIEF_SEARCH, one_row_decides=decides)
     settings, num_measured = fit_profile(wanted, len(running), search.budget.left_s, search.pace)
     num_left_out = max(len(running) - num_measured, 0)
     for entry in _least_promising(running, needed, search, samples)[:num_left_out] if num_left_out else ():

@@ -194,6 +194,7 @@ def _serve(commands: BinaryIO, answers: BinaryIO) -> None:
         try:
             command = decoder.decode(line)
             if isinstance(command, Open):
+                variant = None  # the one before leaves the memory first
                 variant, answer = open_variant(command)
             else:
                 assert variant is not None, "the first command opens the variant"

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -23,7 +24,7 @@ from forwardpass.core.operators import OperatorBreakdown
 from forwardpass.core.protocols import Progress
 from forwardpass.core.statistics import measure_median
 from forwardpass.core.tensors import Tensors
-from forwardpass.core.variants import Variant
+from forwardpass.core.variants import Format, Variant
 from forwardpass.profile.audits import (
     AnswerDigest,
     InvarianceAudit,
@@ -45,6 +46,7 @@ from forwardpass.profile.profiles import (
 from forwardpass.profile.protocol import (
     Audit,
     Audited,
+    Command,
     Digest,
     Digested,
     Open,
@@ -59,8 +61,11 @@ from forwardpass.profile.starting import study_starts
 from forwardpass.profile.starts import StartStudy
 from forwardpass.report.format import format_number_of
 from forwardpass.runtimes import companions
+from forwardpass.runtimes.options import num_available_cores
 
 __all__ = ["audit_variants", "profile_variants", "purpose_of"]
+
+_A = TypeVar("_A")
 
 _NUM_WARM_UP_CALLS = 1
 """Beside the one that every round begins with: that one allocates, this one tells how long a call takes."""
@@ -91,9 +96,11 @@ def profile_variants(
         ChildFailed: a process ended or hung before it answered.
     """
     with _session(variants, calls, settings, progress, has_time, scratch) as session:
-        for num_threads in settings.thread_counts:
-            if num_threads == settings.thread_counts[0] or has_time():
-                _sweep(session, num_threads)
+        with ExitStack() as stack:
+            lasting: dict[str, ChildProcess] = {}
+            for num_threads in settings.thread_counts:
+                if num_threads == settings.thread_counts[0] or has_time():
+                    _sweep(session, num_threads, lasting, stack)
         if has_time():
             _compare_threads(session)
             _trace(session)
@@ -122,11 +129,11 @@ def audit_variants(
             session.progress.name(f"same answer of {record.variant.name}")
             with session.spawn(record) as child:
                 child.ask(session.opening(record, settings.thread_counts[0]), Opened)
-                _audit(session, child, record, settings.thread_counts[0])
+                _audit(session, {record.variant.name: child}, settings.thread_counts[0])
         _compare_threads(session)
         for record in session.records.values():
             for _ in range(_NUM_FRESH_PROCESSES):
-                _start_cold(session, record, settings.thread_counts[0])
+                _start_cold(session, [record], settings.thread_counts[0])
         return tuple(_verdict_of(record) for record in session.records.values())
 
 
@@ -200,6 +207,10 @@ class _Session:
         """Prepare a process for a variant."""
         return ChildProcess(purpose=purpose_of(record.variant), max_wait_s=self.settings.max_wait_s)
 
+    def lasts(self, record: _Record) -> bool:
+        """Tell whether one process measures a variant with all numbers of threads: other libraries keep their first."""
+        return self.settings.is_lean_in_processes and record.variant.format in (Format.ONNX, Format.ORT)
+
     def opening(self, record: _Record, num_threads: int) -> Open:
         """Return the command that loads a variant."""
         return Open(
@@ -225,14 +236,23 @@ def _save_calls(calls: CallSets, settings: ProfileSettings, folder: Path) -> dic
 # --- latency -------------------------------------------------------------------------------------------------------
 
 
-def _sweep(session: _Session, num_threads: int) -> None:
-    """Measure all batch sizes with one number of threads, all variants side by side."""
+def _sweep(session: _Session, num_threads: int, lasting: dict[str, ChildProcess], outer: ExitStack) -> None:
+    """Measure all batch sizes with one number of threads, all variants side by side.
+
+    Processes that serve the next number of threads, too, are in `lasting` and end with `outer`.
+    """
     with ExitStack() as stack:
         children: dict[str, ChildProcess] = {}
         for name, record in session.records.items():
-            children[name] = stack.enter_context(session.spawn(record))
-            record.opened = children[name].ask(session.opening(record, num_threads), Opened)
-            _audit(session, children[name], record, num_threads)
+            child = lasting.get(name)
+            if child is None:
+                child = (outer if session.lasts(record) else stack).enter_context(session.spawn(record))
+            children[name] = child
+            record.opened = child.ask(session.opening(record, num_threads), Opened)
+            if session.lasts(record) and name not in lasting:
+                record.cold_starts.append((time.perf_counter() - child.started_s, record.opened))
+                lasting[name] = child
+        _audit(session, children, num_threads)
         for batch_size in session.paths:
             if batch_size != min(session.paths) and not session.has_time():
                 break
@@ -253,7 +273,8 @@ def _measure_batch_size(
             call_s[name] = children[name].ask(warm_up, Rounds).wall_s[-1]
     if not call_s:
         return
-    plans = plan_cells(call_s, num_available_calls=session.num_calls[batch_size], settings=session.settings)
+    settings = session.settings.at(batch_size, min(session.paths))
+    plans = plan_cells(call_s, num_available_calls=session.num_calls[batch_size], settings=settings)
     for name, rounds in _run_interleaved(children, plans, batch_size=batch_size).items():
         cell = summarise_cell(num_threads=num_threads, batch_size=batch_size, rounds=rounds)
         session.records[name].cells.append(cell)
@@ -297,20 +318,36 @@ def _measure_cold_starts(session: _Session) -> None:
     for number in range(session.settings.num_cold_starts):
         if number and not session.has_time():
             break
-        session.progress(f"cold start {number + 1} of {session.settings.num_cold_starts}")
-        for record in session.records.values():
-            spent_s = sum(total_s for total_s, _ in record.cold_starts)
-            if number < _MIN_COLD_STARTS or spent_s < session.settings.cold_start_budget_s:
-                record.cold_starts.append(_start_cold(session, record, num_threads))
+        due = [record for record in session.records.values() if _starts_again(record, number, session.settings)]
+        if due:
+            session.progress(f"cold start {number + 1} of {session.settings.num_cold_starts}")
+            _start_cold(session, due, num_threads, stay=session.settings.is_lean_in_processes)
 
 
-def _start_cold(session: _Session, record: _Record, num_threads: int) -> tuple[float, Opened]:
-    """Return the time from the start of a process to its first answer, and what it says of its phases."""
-    with session.spawn(record) as child:
-        opened = child.ask(session.opening(record, num_threads), Opened)
-        total_s = time.perf_counter() - child.started_s
-        record.fresh.append(_digest(child, record))
-        return total_s, opened
+def _starts_again(record: _Record, number: int, settings: ProfileSettings) -> bool:
+    """Tell whether the start of this number is still to be done, and there is time for it."""
+    spent_s = sum(total_s for total_s, _ in record.cold_starts)
+    return len(record.cold_starts) <= number and (number < _MIN_COLD_STARTS or spent_s < settings.cold_start_budget_s)
+
+
+def _start_cold(session: _Session, records: Sequence[_Record], num_threads: int, *, stay: bool = False) -> None:
+    """Start each variant once more, note how long it took to its first answer, and hash its answers.
+
+    If they `stay`, all are started before answers are hashed, which then need not be one after another.
+    """
+    with ExitStack() as stack:
+        children: dict[str, ChildProcess] = {}
+        for record in records:
+            child = stack.enter_context(session.spawn(record))
+            opened = child.ask(session.opening(record, num_threads), Opened)
+            record.cold_starts.append((time.perf_counter() - child.started_s, opened))
+            children[record.variant.name] = child
+            if not stay:
+                record.fresh.append(_digests(session, children, num_threads)[record.variant.name])
+                children.clear()
+                stack.close()
+        for name, digests in _digests(session, children, num_threads).items():
+            session.records[name].fresh.append(digests)
 
 
 def _study_starts(session: _Session) -> None:
@@ -354,15 +391,23 @@ def _trace(session: _Session) -> None:
 # --- same answer ---------------------------------------------------------------------------------------------------
 
 
-def _audit(session: _Session, child: ChildProcess, record: _Record, num_threads: int) -> None:
-    """Audit a variant in its first process, and again with a number of threads that gives other bytes."""
-    if record.audits:
-        record.by_threads[num_threads] = _digest(child, record)
-    if not record.audits or num_threads in differing_thread_counts(record.by_threads):
+def _audit(session: _Session, children: Mapping[str, ChildProcess], num_threads: int) -> None:
+    """Audit variants in their first processes, and again with a number of threads that gives other bytes."""
+    records = {name: session.records[name] for name in children}
+    known = {name: children[name] for name, record in records.items() if record.audits}
+    for name, digests in _digests(session, known, num_threads).items():
+        records[name].by_threads[num_threads] = digests
+    due = {
+        name: children[name]
+        for name, record in records.items()
+        if not record.audits or num_threads in differing_thread_counts(record.by_threads)
+    }
+    if due:
         session.progress.name(f"same answer in any batch, {format_number_of(num_threads, 'thread')}")
-        audit = child.ask(Audit(budget_s=session.settings.audit_budget_s), Audited).audit
-        record.audits[num_threads] = audit
-        record.by_threads.setdefault(num_threads, list(audit.digests))
+    command = Audit(budget_s=session.settings.audit_budget_s)
+    for name, audited in _ask_all(session, due, dict.fromkeys(due, command), Audited, num_threads).items():
+        records[name].audits[num_threads] = audited.audit
+        records[name].by_threads.setdefault(num_threads, list(audited.audit.digests))
 
 
 def _compare_threads(session: _Session) -> None:
@@ -374,14 +419,38 @@ def _compare_threads(session: _Session) -> None:
             session.progress.name(f"same answer with {format_number_of(num_threads, 'thread')}")
             with session.spawn(record) as child:
                 child.ask(session.opening(record, num_threads), Opened)
-                _audit(session, child, record, num_threads)
+                _audit(session, {record.variant.name: child}, num_threads)
 
 
-def _digest(child: ChildProcess, record: _Record) -> list[AnswerDigest]:
+def _digests(
+    session: _Session, children: Mapping[str, ChildProcess], num_threads: int
+) -> dict[str, list[AnswerDigest]]:
     """Hash what the audit hashed, in another process or once more in its own."""
-    first = next(iter(record.audits.values()))
-    sizes = [digest.batch_size for digest in first.digests]
-    return child.ask(Digest(batch_sizes=sizes), Digested).digests
+    commands = {}
+    for name in children:
+        first = next(iter(session.records[name].audits.values()))
+        commands[name] = Digest(batch_sizes=[digest.batch_size for digest in first.digests])
+    answers = _ask_all(session, children, commands, Digested, num_threads)
+    return {name: answer.digests for name, answer in answers.items()}
+
+
+def _ask_all(
+    session: _Session,
+    children: Mapping[str, ChildProcess],
+    commands: Mapping[str, Command],
+    expected: type[_A],
+    num_threads: int,
+) -> dict[str, _A]:
+    """Ask what is compared and not timed: of as many children at once as have cores, if that is wished."""
+    at_once = max(num_available_cores() // num_threads, 1) if session.settings.is_lean_in_processes else 1
+    answers = {}
+    names = list(children)
+    for start in range(0, len(names), at_once):
+        group = names[start : start + at_once]
+        for name in group:
+            children[name].tell(commands[name])
+        answers.update({name: children[name].hear(expected) for name in group})
+    return answers
 
 
 def _row_size(calls: Sequence[Tensors]) -> int:

@@ -79,11 +79,28 @@ class ChildProcess:
             ForwardpassError: the child raised it.
             ChildFailed: the child ended, hung, or raised anything else.
         """
+        self.tell(command)
+        return self.hear(expected)
+
+    def tell(self, command: Command) -> None:
+        """Send a command, whose answer is heard later.
+
+        Raises:
+            ChildFailed: the child has ended.
+        """
         assert self._process.stdin is not None
         try:
             self._process.stdin.write(msgspec.json.encode(command) + b"\n")
         except BrokenPipeError:
             raise self._ended() from None
+
+    def hear(self, expected: type[_A]) -> _A:
+        """Wait for the answer to what was told.
+
+        Raises:
+            ForwardpassError: the child raised it.
+            ChildFailed: the child ended, hung, or raised anything else.
+        """
         answer = _decoder.decode(self._read_line())
         if isinstance(answer, Failed):
             raise _raised_by(answer, self._purpose)

@@ -12,6 +12,10 @@ FULL_AUDIT_S = 120.0
 """Enough for every batch size of a model of MiniLM's size, and for everything of one that answers in a millisecond."""
 
 
+LEAST_TABLE_ROUNDS = 3
+"""Of a cell that decides nothing: enough for an interval."""
+
+
 def _doubling_thread_counts() -> tuple[int, ...]:
     """Return 1, 2, 4, … and the number of cores itself."""
     num_cores = num_available_cores()
@@ -53,6 +57,35 @@ class ProfileSettings:
     """For the trials of one variant; each is done five times at least."""
     max_wait_s: float = 300.0
     """A child that gives no answer for so long has failed."""
+    is_lean_in_processes: bool = False
+    """Whether a variant for ONNX Runtime is measured with all numbers of threads in one process, whose own start is
+    its first cold start, and answers are compared in several processes at once, as many as there are cores for."""
+    num_table_rounds: int = 0
+    """Rounds of the batch sizes beyond the smallest, where these decide nothing; 0 for as many as of the smallest."""
+    table_round_s: float = 0.04
+    """What such a round aims at."""
+
+    def at(self, batch_size: int, smallest: int) -> ProfileSettings:
+        """Return the settings for the rounds of a batch size."""
+        if not self.num_table_rounds or batch_size == smallest:
+            return self
+        return replace(
+            self,
+            num_rounds=min(self.num_table_rounds, self.num_rounds),
+            round_s=min(self.table_round_s, self.round_s),
+        )
+
+    def in_fewer_processes(self, num_cold_starts: int, *, one_row_decides: bool) -> ProfileSettings:
+        """Return the same settings with fewer starts and, if one row decides, short rounds of the larger batches.
+
+        What is compared stays interleaved, and every number of threads and batch size is still measured.
+        """
+        return replace(
+            self,
+            is_lean_in_processes=True,
+            num_cold_starts=min(num_cold_starts, self.num_cold_starts),
+            num_table_rounds=LEAST_TABLE_ROUNDS if one_row_decides else 0,
+        )
 
     def with_full_audit(self, budget_s: float = FULL_AUDIT_S) -> ProfileSettings:
         """Return the same settings with time to compare everything, and every number of threads up to the cores."""
