@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Self
 
 import msgspec
 import numpy as np
@@ -12,7 +14,8 @@ import pytest
 from forwardpass.core.calls import CallSets
 from forwardpass.core.variants import BatchInvariance, Format, Precision, Variant
 from forwardpass.errors import ForwardpassError, InvalidModel, SourceNotFound
-from forwardpass.profile import ProfileSettings, VariantProfile, profile_variants, speedup
+from forwardpass.profile import ProfileSettings, VariantProfile, measuring, profile_variants, speedup
+from forwardpass.profile.process import ChildProcess
 from tests.models import write_mlp
 
 SETTINGS = ProfileSettings(
@@ -54,6 +57,37 @@ def test_every_cell_is_measured_with_every_percentile_above_the_one_before(
             assert 0 < cell.p50_s.value <= cell.p95_s.value <= cell.p99_s.value
             assert len(cell.round_p50_s) == SETTINGS.num_rounds
             assert cell.rows_per_s.value <= cell.batch_size / min(cell.round_p50_s) * 1.5
+
+
+def test_fewer_processes_measure_the_same_cells_with_every_evidence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[str] = []
+
+    class Counted(ChildProcess):
+        def __enter__(self) -> Self:
+            started.append("")
+            return super().__enter__()
+
+    monkeypatch.setattr(measuring, "ChildProcess", Counted)
+    variants = [variant("one", write_mlp(tmp_path / "one.onnx")), variant("two", write_mlp(tmp_path / "two.onnx"))]
+    settings = replace(SETTINGS, num_rounds=5).in_fewer_processes(2, one_row_decides=True)
+    calls = random_calls(1, 4)
+    profiles = profile_variants(variants, calls, settings=settings, progress=silent)
+    assert len(started) == 4  # for each one that measures everything, and one more that starts afresh
+    for profile in profiles:
+        assert {(cell.num_threads, cell.batch_size): len(cell.round_p50_s) for cell in profile.cells} == {
+            (1, 1): 5, (2, 1): 5, (1, 4): 3, (2, 4): 3
+        }  # fmt: skip
+        assert profile.cold_start.total_s.num_repetitions == 2
+        assert profile.cold_start.import_s.interval.low > 0.001
+        assert profile.invariance.thread_counts == (1, 2)
+        assert profile.invariance.is_same_in_fresh_processes is True
+        assert profile.invariance.num_fresh_processes == 1
+    assert speedup(profiles[1], profiles[0], num_threads=2).num_repetitions == 5
+    started.clear()
+    profile_variants(variants, calls, settings=SETTINGS, progress=silent)
+    assert len(started) == 8
 
 
 def test_the_phases_of_a_cold_start_fit_into_the_total(profiles: tuple[VariantProfile, ...]) -> None:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,11 +28,15 @@ from forwardpass.optimize import (
     making,
     optimize_model,
     optimizing,
+    scoring,
 )
 from forwardpass.optimize.candidates import MIXED, WHOLE, Blueprint, Workshop, build
+from forwardpass.optimize.evaluation import Answers
+from forwardpass.optimize.evaluation import answer as answer_all
 from forwardpass.optimize.forecast import Forecast
 from forwardpass.optimize.gains import measure_gains
 from forwardpass.optimize.results import ResultStore
+from forwardpass.optimize.verdicts import choose_entry
 from forwardpass.profile import ProfileSettings
 from tests.models import write_cnn
 
@@ -157,9 +162,9 @@ def test_what_is_slowest_at_a_glance_is_left_unmeasured_when_time_is_short(
 BRIEF = OptimizeSettings(profile=TINY, is_brief=True)
 
 
-def seconds_of(**known: float) -> Callable[[Sequence[Path], object], list[float]]:
+def seconds_of(**known: float) -> Callable[[Sequence[Path], object, object], list[list[float]]]:
     """Return a glance that sees these times for files by stem, and 1 ms for all others."""
-    return lambda files, inputs: [known.get(file.stem.replace("-", "_"), 1e-3) for file in files]
+    return lambda files, inputs, timer: [[known.get(file.stem.replace("-", "_"), 1e-3)] * 5 for file in files]
 
 
 def test_a_brief_search_makes_what_promises_and_measures_what_is_fastest_at_a_glance(
@@ -169,7 +174,7 @@ def test_a_brief_search_makes_what_promises_and_measures_what_is_fastest_at_a_gl
     saved_s["int8-dynamic-smooth"] = saved_s["int8-dynamic"]
     forecast = Forecast(saved_s={**saved_s, "onnx-graph": 0.0, "fp16-storage": 0.0, "int4-weights": -1.0})
     monkeypatch.setattr(optimizing, "forecast_savings", lambda *_: forecast)
-    monkeypatch.setattr(brevity, "glance_at_files", seconds_of(int8_static=2e-4, int8_static_whole=3e-4))
+    monkeypatch.setattr(brevity, "time_in_turns", seconds_of(int8_static=2e-4, int8_static_whole=3e-4))
     result = search(model, tmp_path / "work", BRIEF)
     assert [it.variant.name for it in result.candidates if it.profile is not None] == ["onnx-fp32", "int8-static"]
     assert {line.split(": ")[0]: line.split(": ")[1] for line in result.left_out} == {
@@ -191,7 +196,7 @@ def test_a_brief_search_makes_everything_when_what_promised_most_is_not_faster(
 ) -> None:
     forecast = Forecast(saved_s={"int8-static": 1.0, WHOLE: 1.0, "int8-dynamic": 0.1, "onnx-graph": 0.0})
     monkeypatch.setattr(optimizing, "forecast_savings", lambda *_: forecast)
-    monkeypatch.setattr(brevity, "glance_at_files", seconds_of())
+    monkeypatch.setattr(brevity, "time_in_turns", seconds_of())
     result = search(model, tmp_path / "work", BRIEF)
     assert not result.left_out
     names = {it.variant.name for it in result.candidates}
@@ -202,7 +207,7 @@ def test_a_forecast_that_was_wrong_stays_forgotten_when_leaner_networks_are_quan
     model: Variant, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     leaner = replace(model, name="pruned", location=str(write_cnn(tmp_path / "pruned.onnx")))
-    monkeypatch.setattr(brevity, "glance_at_files", seconds_of(int8_static_whole=2e-3))
+    monkeypatch.setattr(brevity, "time_in_turns", seconds_of(int8_static_whole=2e-3))
     result = search(model, tmp_path / "work", BRIEF, also=[leaner])
     assert not result.left_out
     assert result.find(WHOLE).profile is not None
@@ -215,6 +220,61 @@ def test_a_brief_search_that_misses_the_floor_with_what_promises_goes_on(model: 
     tried = {step.what for step in result.path}
     assert tried >= {"onnx-graph", "int8-dynamic", "int8-static", WHOLE}
     assert not any("was not made" in line and "keeps the floor" in line for line in result.left_out)
+
+
+def test_a_brief_search_starts_one_timer_and_scores_on_the_test_split_only_what_it_measures(
+    model: Variant, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[object] = []
+    scored: list[tuple[str, int]] = []
+    popen, answer = subprocess.Popen, answer_all
+
+    def watched(command: Sequence[str], **options: Any) -> subprocess.Popen[bytes]:
+        started.append(command)
+        return popen(command, **options)
+
+    def noted(variant: Variant, samples: Samples) -> Answers:
+        scored.append((variant.name, len(samples)))
+        return answer(variant, samples)
+
+    monkeypatch.setattr(subprocess, "Popen", watched)
+    monkeypatch.setattr(scoring, "answer", noted)
+    forecast = Forecast(saved_s={"int8-static": 1e-3, WHOLE: 1e-3, "onnx-graph": 0.0, "int8-dynamic": -1.0})
+    monkeypatch.setattr(optimizing, "forecast_savings", lambda *_: forecast)
+    monkeypatch.setattr(brevity, "SURELY_AS_SLOW", 0.0)
+    monkeypatch.setattr(brevity, "LEAST_GAIN", 0.0)  # the least is found, whatever this machine makes of tiny files
+    result = search(model, tmp_path / "work", BRIEF)
+    timers = [command for command in started if "forwardpass.optimize.timing" in str(command)]
+    assert len(timers) == 1
+    measured = {it.variant.name for it in result.candidates if it.profile is not None}
+    validation, test = len(splits().validation), len(splits().test)
+    assert validation != test
+    assert {name for name, size in scored if size == test} == measured
+    assert {name for name, size in scored if size == validation} >= {"onnx-fp32", WHOLE, "int8-static"}
+    assert len(measured) < 3
+
+
+def test_a_brief_search_tells_when_it_had_found_what_it_chose_and_when_that_was_proved(
+    model: Variant, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[str] = []
+
+    def seen(files: Sequence[Path], inputs: object, timer: object) -> list[list[float]]:
+        made.append(",".join(file.stem for file in files))
+        return seconds_of(int8_static_whole=2e-4, int8_static=3e-4)(files, inputs, timer)
+
+    forecast = Forecast(saved_s={"int8-static": 1e-3, WHOLE: 1e-3})
+    monkeypatch.setattr(brevity, "time_in_turns", seen)
+    monkeypatch.setattr(optimizing, "forecast_savings", lambda *_: forecast)
+    monkeypatch.setattr(optimizing, "choose_entry", lambda *a, **k: replace(choose_entry(*a, **k), chosen=WHOLE))
+    result = search(model, tmp_path / "work", BRIEF)
+    assert made[0] == f"cnn,{WHOLE}"  # before anything else is made
+    assert result.found_s is not None
+    assert result.proved_s is not None
+    assert 0 < result.found_s < result.proved_s
+    thorough = search(model, tmp_path / "thorough")
+    assert thorough.found_s is None
+    assert thorough.proved_s is not None
 
 
 @pytest.mark.parametrize("target", [Target.COLD_START, Target.COST])

@@ -29,6 +29,8 @@ def echo_candidates(optimization: Optimization) -> None:
         f"{optimization.metric} on {optimization.num_test} test samples; the floor of {optimization.floor_score:.4g} "
         f"was applied to {optimization.num_validation} validation samples"
     )
+    if optimization.course:
+        click.echo(f"search: {optimization.course}")
     if optimization.target is Target.COST and optimization.prices is not None:
         click.echo(f"prices: {optimization.prices}; every processor busy")
         if optimization.prices.request_usd:

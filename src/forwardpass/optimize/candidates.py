@@ -19,6 +19,7 @@ from forwardpass.optimize.calibration import (
     describe_convergence,
     distance_at_half,
 )
+from forwardpass.optimize.clocking import Timer
 from forwardpass.optimize.gains import NodeGain, slower_dynamic, slower_static
 from forwardpass.optimize.library import onnx
 from forwardpass.optimize.naming import load_named
@@ -95,13 +96,16 @@ class Workshop:
     """What was seen of tensors, by the float file that they belong to."""
     answers: dict[str, list[Array]] = field(default_factory=dict)
     """What the baseline answers for the samples that trials are compared on."""
+    timer: Timer = field(default_factory=Timer)
+    """What times files, for as long as the search lasts."""
 
     def seen(self, source: Path) -> dict[str, TensorHistogram]:
         """Return what is known of the tensors of a file; whoever looks at more adds it."""
         return self.histograms.setdefault(source, {})
 
     def tidy(self) -> None:
-        """Remove the intermediate files."""
+        """Remove the intermediate files, and end the timer."""
+        self.timer.stop()
         for intermediate in (FOLDED, SMOOTHED):
             (self.folder / intermediate).unlink(missing_ok=True)
 

@@ -50,8 +50,8 @@ class Search:
     pace: Pace = field(default_factory=Pace)
     forecast: Forecast | None = None
     """What variants will save, in a brief search."""
-    glances: dict[str, float] = field(default_factory=dict)
-    """How many times as long as the float model variants take at a glance, by name."""
+    found_s: dict[str, float] = field(default_factory=dict)
+    """Seconds from the start until a variant that keeps the floor was seen to be faster, by name, in a brief search."""
     scoring_s: float = 0.0
     """What scoring the float model took."""
     slowness: float = 1.0
@@ -75,6 +75,11 @@ class Search:
         """Rows of the call that single nodes are measured with."""
         return 1 if self.settings.target is Target.LATENCY else max(self.settings.profile.batch_sizes)
 
+    @property
+    def is_brief(self) -> bool:
+        """Whether only what may win is made: where time counts, and the user asked for it."""
+        return self.settings.is_brief and self.is_for_speed
+
     def has_time(self, making_s: float | None = None, *, least: int = 0) -> bool:
         """Tell whether one more variant, or trial, can be made and scored before the time for measuring begins.
 
@@ -87,6 +92,10 @@ class Search:
         if self.budget.left_s - self.slowness * making_s - self.scoring_s < reserved_s:
             return False
         return self.budget.has_time(SHARE_OF_BUDGET_FOR_SEARCH) or self.num_to_measure < least
+
+    def note_found(self, name: str) -> None:
+        """Note that a variant was seen to keep the floor and to be faster, if that is the first time."""
+        self.found_s.setdefault(name, time.monotonic() - self.budget.start_s)
 
     def omit(self, name: str, reason: str, *, deed: str = "made") -> None:
         """Note that a variant was not made, or not measured, and why."""

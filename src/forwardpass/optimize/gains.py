@@ -7,15 +7,12 @@ others in 8 bits, where nothing is converted.
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
 
-import msgspec
 import numpy as np
 
 from forwardpass.core.measurement import Measurement
@@ -23,10 +20,11 @@ from forwardpass.core.samples import Samples
 from forwardpass.core.statistics import measure_median, measure_ratio
 from forwardpass.core.tensors import Array
 from forwardpass.optimize.calibration import CalibrationMethod, TensorHistogram
+from forwardpass.optimize.clocking import Timer
 from forwardpass.optimize.library import onnx
 from forwardpass.optimize.naming import load_named
 from forwardpass.optimize.results import ResultStore, content_key
-from forwardpass.optimize.timing import Timed, TimingRequest
+from forwardpass.optimize.timing import TimingRequest
 from forwardpass.optimize.weights import ALL_FORMS, BlockStore, weight_nodes, write_weights
 from forwardpass.optimize.writers import (
     MATRIX_OPERATORS,
@@ -37,7 +35,6 @@ from forwardpass.optimize.writers import (
     write_static,
 )
 from forwardpass.profile import describe_machine
-from forwardpass.profile.process import child_environment
 
 __all__ = [
     "Neighbours",
@@ -51,11 +48,14 @@ __all__ = [
     "measure_gains",
     "slower_dynamic",
     "slower_static",
+    "time_in_turns",
     "weighted_nodes",
 ]
 
 TRANSPARENT = frozenset({"Relu", "Clip", "MaxPool", "Identity", "Flatten", "Reshape", "Squeeze"})
 """What runs on bytes as well as on floats, so that two convolutions with it between them stay in 8 bits."""
+
+ROUNDS, ROUNDS_OF_A_BRIEF_SEARCH = 11, 5
 
 _ENDS = (-3.0, 3.0)
 _INPUT, _OUTPUT = "x", "y"
@@ -186,29 +186,34 @@ def measure_gains(
     reduce_range: bool,
     num_rows: int = 1,
     has_time: Callable[[], bool] = lambda: True,
+    is_brief: bool = False,
+    timer: Timer | None = None,
 ) -> dict[str, NodeGain]:
     """Return the gain of every node that multiplies an activation with constant weights, depthwise ones too.
 
-    Results of earlier searches on the same processor with the same runtime are taken from `store`. When the time is
-    over, the nodes that are left are not in the result.
+    Results of earlier searches on the same processor with the same runtime are taken from `store`; a brief one, which
+    takes fewer rounds, takes those of a longer one, and not the other way round. When the time is over, the nodes that
+    are left are not in the result.
     """
     model = load_named(source)
     nodes = weighted_nodes(model)
     shapes = _input_shapes(model, nodes, samples, num_rows)
     machine = describe_machine()
     gains: dict[str, NodeGain] = {}
-    with _Timer() as timer, tempfile.TemporaryDirectory(prefix="forwardpass-gains-") as folder:
+    with tempfile.TemporaryDirectory(prefix="forwardpass-gains-") as folder, _kept_or_new(timer) as clock:
         for node in nodes:
             single = _single(model, node, shapes[node.name])
             key = content_key(
                 "node-gain-2", machine.cpu, machine.instruction_sets, machine.runtimes, reduce_range, _identity(single)
             )
-            known = store.find(key, NodeGain)
+            brief_key = content_key(key, "brief")
+            known = store.find(key, NodeGain) or (store.find(brief_key, NodeGain) if is_brief else None)
             if known is None:
                 if not has_time():
                     continue
-                known = _measure(single, timer, Path(folder), reduce_range=reduce_range)
-                store.keep(key, known)
+                num_rounds = ROUNDS_OF_A_BRIEF_SEARCH if is_brief else ROUNDS
+                known = _measure(single, clock, Path(folder), num_rounds=num_rounds, reduce_range=reduce_range)
+                store.keep(brief_key if is_brief else key, known)
             gains[node.name] = known
     return gains
 
@@ -231,20 +236,16 @@ def describe_node(model: onnx.ModelProto, node: onnx.NodeProto) -> str:
     return f"{kind} {'×'.join(map(str, weights.dims))}"
 
 
-def compare_files(ours: Path, theirs: Path, inputs: Mapping[str, Array], *, num_rounds: int = 15) -> Measurement:
+def compare_files(
+    ours: Path, theirs: Path, inputs: Mapping[str, Array], timer: Timer | None = None, *, num_rounds: int = 15
+) -> Measurement:
     """Return how many times as fast as `theirs` the file `ours` is, in one thread.
 
     Raises:
         RuntimeError: one of them cannot run.
     """
-    with _Timer() as timer, tempfile.TemporaryDirectory(prefix="forwardpass-gains-") as folder:
-        call = Path(folder) / "inputs.npz"
-        np.savez(call, allow_pickle=False, **inputs)
-        request = TimingRequest(files=(str(ours), str(theirs)), inputs=str(call), num_rounds=num_rounds, round_s=0.02)
-        timed = timer.time(request)
-    if timed.failure:
-        raise RuntimeError(timed.failure)
-    return measure_ratio(np.array(timed.call_s[1]), np.array(timed.call_s[0]))
+    slow, fast = time_in_turns([theirs, ours], inputs, timer, num_rounds=num_rounds, round_s=0.02)
+    return measure_ratio(np.array(slow), np.array(fast))
 
 
 def glance_at_files(files: Sequence[Path], inputs: Mapping[str, Array]) -> list[float]:
@@ -253,13 +254,37 @@ def glance_at_files(files: Sequence[Path], inputs: Mapping[str, Array]) -> list[
     Raises:
         RuntimeError: one of them cannot run.
     """
-    with _Timer() as timer, tempfile.TemporaryDirectory(prefix="forwardpass-gains-") as folder:
+    rounds = time_in_turns(files, inputs, num_rounds=5, round_s=0.01)
+    return [float(np.median(seconds)) for seconds in rounds]
+
+
+def time_in_turns(
+    files: Sequence[Path],
+    inputs: Mapping[str, Array],
+    timer: Timer | None = None,
+    *,
+    num_rounds: int = 9,
+    round_s: float = 0.006,
+) -> list[list[float]]:
+    """Return the seconds of a call of each file in one thread, round by round; the files take turns in each round.
+
+    Raises:
+        RuntimeError: one of them cannot run.
+    """
+    with tempfile.TemporaryDirectory(prefix="forwardpass-gains-") as folder, _kept_or_new(timer) as clock:
         call = Path(folder) / "inputs.npz"
         np.savez(call, allow_pickle=False, **inputs)
-        timed = timer.time(TimingRequest(files=tuple(map(str, files)), inputs=str(call), num_rounds=5, round_s=0.01))
+        timed = clock.time(
+            TimingRequest(files=tuple(map(str, files)), inputs=str(call), num_rounds=num_rounds, round_s=round_s)
+        )
     if timed.failure:
         raise RuntimeError(timed.failure)
-    return [float(np.median(rounds)) for rounds in timed.call_s]
+    return [list(rounds) for rounds in timed.call_s]
+
+
+def _kept_or_new(timer: Timer | None) -> AbstractContextManager[Timer]:
+    """Take the timer that was given, which goes on afterwards, or one that ends with its use."""
+    return Timer() if timer is None else nullcontext(timer)
 
 
 def _input_shapes(
@@ -307,14 +332,14 @@ def _identity(single: onnx.ModelProto) -> list[object]:
     return [node.op_type, attributes, weights, shape, single.opset_import[0].version]
 
 
-def _measure(single: onnx.ModelProto, timer: _Timer, folder: Path, *, reduce_range: bool) -> NodeGain:
+def _measure(single: onnx.ModelProto, timer: Timer, folder: Path, *, num_rounds: int, reduce_range: bool) -> NodeGain:
     files = {"float": folder / "float.onnx"}
     onnx.save(single, str(files["float"]))
     try:
         files |= _quantised(files["float"], folder, single.graph.node[0].op_type, reduce_range=reduce_range)
     except Exception as error:  # the writers are other people's code; such a node stays in float
         return NodeGain(failure=f"{type(error).__name__}: {error}".splitlines()[0])
-    timed = timer.time(TimingRequest(files=tuple(map(str, files.values()))))
+    timed = timer.time(TimingRequest(files=tuple(map(str, files.values())), num_rounds=num_rounds))
     if timed.failure:
         return NodeGain(failure=timed.failure)
     seconds = {form: np.array(rounds) for form, rounds in zip(files, timed.call_s, strict=True)}
@@ -371,51 +396,3 @@ def _without_ends(source: Path, target: Path) -> None:
     model.graph.node.remove(last)
     del model.graph.value_info[:]
     onnx.save(model, str(target))
-
-
-class _Timer:
-    """The child process that times; it starts when it is needed, also after a request that it did not survive."""
-
-    _process: subprocess.Popen[bytes] | None = None
-
-    def __enter__(self) -> _Timer:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop()
-
-    def time(self, request: TimingRequest) -> Timed:
-        """Return the times, or the failure of this request."""
-        self._process = self._process or subprocess.Popen(
-            [sys.executable, "-P", "-m", "forwardpass.optimize.timing"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            env=child_environment(),
-        )
-        to, back = _pipes(self._process)
-        try:
-            to.write(msgspec.json.encode(request) + b"\n")
-            to.flush()
-            line = back.readline()
-        except BrokenPipeError:
-            line = b""
-        if line:
-            return msgspec.json.decode(line, type=Timed)
-        self._stop()
-        return Timed(failure="the process that measured it ended")
-
-    def _stop(self) -> None:
-        if self._process is not None:
-            to, back = _pipes(self._process)
-            self._process.kill()
-            self._process.wait()
-            to.close()
-            back.close()
-        self._process = None
-
-
-def _pipes(process: subprocess.Popen[bytes]) -> tuple[IO[bytes], IO[bytes]]:
-    assert process.stdin is not None, "it was started with pipes"
-    assert process.stdout is not None, "it was started with pipes"
-    return process.stdin, process.stdout

@@ -27,6 +27,7 @@ __all__ = [
     "MadeVariant",
     "attempt",
     "make_all",
+    "make_first",
     "measure_nodes",
     "recall",
     "record",
@@ -53,19 +54,27 @@ class MadeVariant(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def make_all(
-    workshop: Workshop, search: Search, scorer: Scorer, metric: Metric, needed: frozenset[str], progress: Progress
+    workshop: Workshop,
+    search: Search,
+    scorer: Scorer,
+    metric: Metric,
+    needed: frozenset[str],
+    progress: Progress,
+    first: Sequence[Entry] = (),
 ) -> list[Entry]:
-    """Make and score every variant that has a recipe of its own, as many as there is time for.
+    """Make and score every variant that has a recipe of its own, as many as there is time for, beside the `first`.
 
     A brief search makes what promises most, and the rest only if that is not faster than the float model after all.
     """
     plans = blueprints()
     is_by_promise = search.budget.total_s is not None or search.forecast is not None
-    found: dict[str, Entry] = {}
+    found = {entry.variant.name: entry for entry in first}
     needless: dict[str, str] = {}
 
     def make(wanted: Sequence[Blueprint]) -> None:
         for blueprint in wanted:
+            if blueprint.name in found:
+                continue
             reason = needless_beside(found.values(), blueprint.name, search, scorer)
             if reason:
                 needless[blueprint.name] = reason
@@ -75,9 +84,10 @@ def make_all(
             if entry is not None:
                 found[blueprint.name] = entry
                 search.note(entry, metric)
+                _look(entry, workshop, search, scorer)
 
-    make(sorted(plans, key=_promise) if is_by_promise else plans)
-    if needless and not is_any_faster(scorer.held(found.values()), workshop.baseline, scorer, search):
+    make(sorted(plans, key=partial(_promise, search)) if is_by_promise else plans)
+    if needless and not is_any_faster(scorer.held(found.values()), workshop, scorer, search):
         search.forecast = None
         make([blueprint for blueprint in plans if blueprint.name in needless])
     else:
@@ -108,8 +118,34 @@ def _make_one(
     return entry
 
 
-def _promise(blueprint: Blueprint) -> int:
-    return MOST_PROMISING.index(blueprint.name) if blueprint.name in MOST_PROMISING else len(MOST_PROMISING)
+def make_first(
+    workshop: Workshop, search: Search, scorer: Scorer, metric: Metric, needed: frozenset[str], progress: Progress
+) -> list[Entry]:
+    """Make what wins most often and needs no gains of nodes, in a brief search, and glance at it.
+
+    So something is found early, and what is measured of nodes decides only what else is made.
+    """
+    if not search.is_brief:
+        return []
+    progress(f"making {WHOLE}", done=0.0)
+    blueprint = next(it for it in blueprints() if it.name == WHOLE)
+    entry = _make_one(blueprint, workshop, search, scorer, needed)
+    if entry is None:
+        return []
+    search.note(entry, metric)
+    _look(entry, workshop, search, scorer)
+    return [entry]
+
+
+def _look(entry: Entry, workshop: Workshop, search: Search, scorer: Scorer) -> None:
+    """Glance at a variant that was just made, in a brief search that has found nothing yet."""
+    if search.is_brief and not search.found_s:
+        is_any_faster(scorer.held([entry]), workshop, scorer, search)
+
+
+def _promise(search: Search, blueprint: Blueprint) -> int:
+    order = search.forecast.order(MOST_PROMISING) if search.forecast is not None else MOST_PROMISING
+    return order.index(blueprint.name) if blueprint.name in order else len(order)
 
 
 def record(entry: Entry, **evidence: Any) -> MadeVariant:
@@ -147,6 +183,8 @@ def measure_nodes(workshop: Workshop, search: Search, progress: Progress) -> Wor
         reduce_range=workshop.reduce_range,
         num_rows=search.num_rows,
         has_time=lambda: search.budget.left_s >= enough_s,
+        is_brief=search.is_brief,
+        timer=workshop.timer,
     )
     return replace(workshop, gains=gains)
 

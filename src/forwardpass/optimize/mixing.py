@@ -293,5 +293,6 @@ class _Trials:
         return known
 
     def _time(self) -> Measurement:
-        inputs = next(iter(self.work.terms.workshop.calibration.batches(self.work.terms.num_rows))).inputs
-        return compare_files(self.target, Path(self.work.terms.workshop.baseline.location), inputs)
+        workshop = self.work.terms.workshop
+        inputs = next(iter(workshop.calibration.batches(self.work.terms.num_rows))).inputs
+        return compare_files(self.target, Path(workshop.baseline.location), inputs, workshop.timer)

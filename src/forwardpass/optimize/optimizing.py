@@ -19,12 +19,12 @@ from forwardpass.optimize.candidates import Workshop, folded
 from forwardpass.optimize.comparing import profile_all
 from forwardpass.optimize.entries import Entry, Search
 from forwardpass.optimize.forecast import forecast_savings
-from forwardpass.optimize.making import make_all, measure_nodes
+from forwardpass.optimize.making import make_all, make_first, measure_nodes
 from forwardpass.optimize.probe import int8_saturates
 from forwardpass.optimize.results import ResultStore, content_key, hash_file
 from forwardpass.optimize.rules import Situation, rules_that_apply
 from forwardpass.optimize.sampling import fit_splits
-from forwardpass.optimize.scoring import Scorer, score_all
+from forwardpass.optimize.scoring import Scorer, finish_scores, score_all
 from forwardpass.optimize.selective import make_int8_of, make_mixed, make_weights
 from forwardpass.optimize.sooner import make_sooner
 from forwardpass.optimize.torch_route import make_torch
@@ -94,20 +94,23 @@ def optimize_model(
         entries.append(Entry(variant=baseline))
     needed = frozenset({source.name, baseline.name})
     search.num_to_measure = len(entries)
-    scorer = Scorer(splits=splits, metric=metric, allowed=settings.floor)
+    scorer = Scorer(splits=splits, metric=metric, allowed=settings.floor, defers_test=search.is_brief)
     saturates = int8_saturates()
     workshop = Workshop(baseline=baseline, calibration=calibration, folder=workdir, reduce_range=saturates)
     try:
+        if search.is_brief:
+            workshop.timer.start()
         start_s = time.monotonic()
         score_all(entries, scorer, progress, needed=needed)
         search.scoring_s = (time.monotonic() - start_s) / len(entries)
         _check_floor(entries[0], metric, settings)
         made: list[Entry] = []
         if Route.ONNX in settings.routes:
+            first = make_first(workshop, search, scorer, metric, needed, progress)
             workshop = measure_nodes(workshop, search, progress)
             if settings.is_brief and workshop.gains:
                 search.forecast = forecast_savings(folded(workshop), workshop.gains)
-            made += make_all(workshop, search, scorer, metric, needed, progress)
+            made += make_all(workshop, search, scorer, metric, needed, progress, first)
         others = [Entry(variant=variant) for variant in also]
         if Route.TORCH in settings.routes:
             model = _torch_model(source, baseline, calibration, axes or {})
@@ -121,9 +124,10 @@ def optimize_model(
             entries += make_weights(workshop, search, entries, scorer, metric, progress)
         entries += make_int8_of(also, workshop, search, scorer, progress)
         entries += make_sooner(workshop, search, entries, scorer, progress)
+        entries = choose_finalists(entries, workshop, scorer, search, needed=needed)
     finally:
         workshop.tidy()
-    entries = choose_finalists(entries, baseline, scorer, search, needed=needed)
+    finish_scores(entries, scorer, progress, needed=needed)
     entries = profile_all(entries, splits.validation, search, progress, needed=needed)
     choice = choose_entry(entries, baseline, metric, settings, floor=scorer.floor)
     machine = describe_machine()
@@ -156,6 +160,8 @@ def optimize_model(
         path=tuple(search.path),
         left_out=search.omissions(),
         prices=settings.prices,
+        found_s=search.found_s.get(choice.chosen),
+        proved_s=time.monotonic() - budget.start_s,
     )
 
 

@@ -93,6 +93,8 @@ def _choice_section(optimization: Optimization) -> Section:
         f"The search saw {optimization.num_calibration} calibration and {optimization.num_validation} validation "
         f"samples; scores are quoted on {optimization.num_test} test samples."
     )
+    if optimization.course:
+        lead += f" The chosen variant: {optimization.course}."
     parts = [
         render_paragraph(f"{optimization.reason}."),
         render_figures(trade_off_figures(optimization)),

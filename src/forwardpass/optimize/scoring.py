@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from forwardpass.core.metrics import Metric
@@ -15,7 +15,7 @@ from forwardpass.errors import ForwardpassError
 from forwardpass.optimize.entries import SHARE_OF_MAKING, SHARE_OF_SCORING, Entry, as_sentence
 from forwardpass.optimize.evaluation import Answers, answer, score_answers, score_error
 
-__all__ = ["Scorer", "score_all", "score_one"]
+__all__ = ["Scorer", "finish_scores", "score_all", "score_one"]
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -27,23 +27,34 @@ class Scorer:
     allowed: QualityFloor
     own: float = math.nan
     """The score of the source on the validation split."""
-    reference: tuple[Answers, Answers] | None = None
+    defers_test: bool = False
+    """Whether the test split is left for `score_test`, when it is known what stays in the search."""
+    reference: Answers | None = None
+    """What the source answers for the validation split."""
+    test_reference: Answers | None = None
 
     def score(self, entry: Entry) -> None:
-        """Score a candidate on validation and test."""
-        answers = answer(entry.variant, self.splits.validation), answer(entry.variant, self.splits.test)
+        """Score a candidate on validation and, unless that is deferred, on test."""
+        answers = answer(entry.variant, self.splits.validation)
         self.reference = self.reference or answers
-        entry.validation = score_answers(self.metric, answers[0], self.reference[0], self.splits.validation)
+        entry.validation = score_answers(self.metric, answers, self.reference, self.splits.validation)
         if math.isnan(self.own):
             self.own = entry.validation.value
-        entry.test = score_answers(self.metric, answers[1], self.reference[1], self.splits.test)
-        entry.error = score_error(answers[0], self.reference[0], self.splits.validation)
+        entry.error = score_error(answers, self.reference, self.splits.validation)
+        if not self.defers_test:
+            self.score_test(entry)
+
+    def score_test(self, entry: Entry) -> None:
+        """Score a candidate on test."""
+        answers = answer(entry.variant, self.splits.test)
+        self.test_reference = self.test_reference or answers
+        entry.test = score_answers(self.metric, answers, self.test_reference, self.splits.test)
 
     def validate(self, variant: Variant) -> float:
         """Return the score of a variant on the validation split, which is all that a search may see."""
         assert self.reference is not None, "the source is scored before anything is searched for"
         answers = answer(variant, self.splits.validation)
-        return score_answers(self.metric, answers, self.reference[0], self.splits.validation).value
+        return score_answers(self.metric, answers, self.reference, self.splits.validation).value
 
     @property
     def floor(self) -> float:
@@ -73,10 +84,22 @@ def score_all(entries: Sequence[Entry], scorer: Scorer, progress: Progress, *, n
 
 def score_one(entry: Entry, scorer: Scorer, *, is_needed: bool) -> None:
     """Score a candidate; without the source and the float model there is nothing to compare with."""
+    _unless_it_fails(entry, scorer.score, is_needed=is_needed)
+
+
+def finish_scores(entries: Sequence[Entry], scorer: Scorer, progress: Progress, *, needed: frozenset[str]) -> None:
+    """Score on the test split what was not yet; the source comes first, for its answers are the reference."""
+    for entry in entries:
+        if entry.test is None and not entry.failure:
+            progress(f"scoring {entry.variant.name} on the test split", done=SHARE_OF_MAKING + SHARE_OF_SCORING)
+            _unless_it_fails(entry, scorer.score_test, is_needed=entry.variant.name in needed)
+
+
+def _unless_it_fails(entry: Entry, score: Callable[[Entry], None], *, is_needed: bool) -> None:
     if entry.failure:
         return
     try:
-        scorer.score(entry)
+        score(entry)
     except ForwardpassError as error:
         if is_needed:
             raise

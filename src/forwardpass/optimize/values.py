@@ -10,6 +10,7 @@ from forwardpass.core.slo import QualityFloor, Slo
 from forwardpass.core.variants import Variant
 from forwardpass.optimize.prices import DEFAULT_PRICES, Prices, load_prices
 from forwardpass.profile import ProfileSettings, VariantProfile
+from forwardpass.report.format import format_seconds
 
 __all__ = [
     "Candidate",
@@ -209,6 +210,21 @@ class Optimization:
     """What `row_usd` is computed with."""
     provenance: Provenance | None = None
     """None in evidence that was written before there was one."""
+    found_s: float | None = field(default=None, compare=False)
+    """Seconds from the start until the chosen variant was made, scored within the floor and seen to be faster at a
+    glance, in a brief search; None if nobody glanced at it."""
+    proved_s: float | None = field(default=None, compare=False)
+    """Seconds from the start until everything was measured; in both, training of other networks does not count."""
+
+    @property
+    def course(self) -> str:
+        """How long the search took until something was found, and until it was measured."""
+        if self.proved_s is None:
+            return ""
+        end = f"after {format_seconds(self.proved_s)} everything was measured"
+        if self.found_s is None:
+            return end
+        return f"found after {format_seconds(self.found_s)} (made, within the floor, faster at a glance); {end}"
 
     def find(self, name: str) -> Candidate:
         """Return the candidate of this name; `chosen` is always one of them."""

@@ -250,8 +250,9 @@ class _Trials:
         key = content_key("whole-weights", self.work.terms.key, {name: str(form) for name, form in forms.items()})
         known = self.work.terms.store.find(key, Measurement)
         if known is None:
-            inputs = next(iter(self.work.terms.workshop.calibration.batches(self.work.terms.num_rows))).inputs
-            known = compare_files(self.target, Path(self.work.terms.workshop.baseline.location), inputs)
+            workshop = self.work.terms.workshop
+            inputs = next(iter(workshop.calibration.batches(self.work.terms.num_rows))).inputs
+            known = compare_files(self.target, Path(workshop.baseline.location), inputs, workshop.timer)
             self.work.terms.store.keep(key, known)
         self.work.steps.append(
             SearchStep(

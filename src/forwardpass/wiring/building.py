@@ -228,6 +228,7 @@ def optimize_model(
     from forwardpass.optimize.provenance import provenance_of
     from forwardpass.ship import source_variant
 
+    start_s = time.monotonic()
     splits = load_splits(data)
     chosen_metric = resolve_metric(metric, splits, higher_is_better=higher_is_better)
     chosen_settings, wishes = settings or OptimizeSettings(), lean or LeanSettings()
@@ -243,7 +244,6 @@ def optimize_model(
     ):
         source = conversion_source(given.path, plain)
         check_lean(source, splits, lessons, wishes)
-        start_s = time.monotonic()
         conversion = convert_to_onnx(
             source, splits.calibration, out=folder / "onnx-fp32.onnx", opset=opset, axes=axes, progress=progress
         ).after(given)
