@@ -62,6 +62,12 @@ class Images(torch.nn.Module):
         return self.last(seen.mean((2, 3)))
 
 
+HERE = Path(__file__).name
+SECOND = 1 + Path(__file__).read_text().splitlines().index(
+    "        seen = torch.relu(self.second(torch.relu(self.first(pixels))))"
+)
+
+
 def silent(text: str, *, done: float) -> None:
     assert 0 <= done <= 1
 
@@ -87,9 +93,9 @@ def test_the_node_that_openvino_computes_otherwise_is_named(tmp_path: Path, monk
         broken(out.with_suffix(".bin"), model.second.weight.detach().numpy())
 
     monkeypatch.setattr(ir, "save_ir", save_broken)
-    with pytest.raises(ParityFailed, match=r"The first node that differs is '\w+' \(Conv\)\.") as caught:
+    with pytest.raises(ParityFailed, match=r"The first node that differs is '\w+' \(Conv, \w+\.py:\d+\)\.") as caught:
         convert(model, image_samples(), to=Format.OPENVINO, out=tmp_path / "model.xml", progress=silent)
-    assert caught.value.node == "'node_conv2d_1' (Conv)"
+    assert caught.value.node == f"'node_conv2d_1' (Conv, {HERE}:{SECOND})"
     assert list(tmp_path.iterdir()) == []
 
 
@@ -106,7 +112,7 @@ def test_the_node_that_litert_computes_otherwise_is_named(tmp_path: Path, monkey
     monkeypatch.setattr(litert, "save_litert", save_broken)
     with pytest.raises(ParityFailed) as caught:
         convert(model, image_samples(), to=Format.LITERT, out=tmp_path / "model.tflite", progress=silent)
-    assert caught.value.node == "'node_conv2d_1' (Conv)"
+    assert caught.value.node == f"'node_conv2d_1' (Conv, {HERE}:{SECOND})"
 
 
 def test_a_rewritten_onnx_file_is_compared_by_the_names_of_its_values(tmp_path: Path) -> None:
@@ -118,4 +124,5 @@ def test_a_rewritten_onnx_file_is_compared_by_the_names_of_its_values(tmp_path: 
     assert diverging_onnx_node(good, good, Format.ONNX, call, tolerance=1e-4) == ""
     next(node for node in model.graph.node if node.op_type == "ReduceMean").op_type = "ReduceMax"
     onnx.save(model, str(bad))
-    assert diverging_onnx_node(good, bad, Format.ONNX, call, tolerance=1e-4) == "'node_mean' (ReduceMean)"
+    told = diverging_onnx_node(good, bad, Format.ONNX, call, tolerance=1e-4)
+    assert told == f"'node_mean' (ReduceMean, {HERE}:{SECOND + 1})"

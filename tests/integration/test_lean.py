@@ -141,6 +141,8 @@ def test_channels_that_reshape_counts_are_rolled_back() -> None:
     assert "first" in {it.name for it in pruning.skipped}
     assert [it.name for it in pruning.groups] == ["second"]
     assert scores(pruning.module, samples).shape == (4, 4)
+    with pytest.raises(InvalidOption, match=r"as they are: first: with fewer channels there it raises RuntimeError"):
+        prune_module(module, samples, settings=PruneSettings(share=0.95), progress=silent)
 
 
 def test_feed_forward_layers_of_a_transformer_can_be_pruned() -> None:

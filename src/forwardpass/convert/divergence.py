@@ -6,22 +6,19 @@ fused or renamed something, that value is skipped: the node that is named is the
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from forwardpass.convert.graphs import line_of_node
 from forwardpass.convert.library import onnx
 from forwardpass.core.tensors import Array, Tensors
 from forwardpass.predict import relative_error
 from forwardpass.runtimes import RuntimeOptions
 from forwardpass.runtimes.onnx import OnnxRuntime
 
-__all__ = ["diverging_node", "line_of", "values_of_program"]
-
-_LINE = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+)')
-_STACK_TRACE = "pkg.torch.onnx.stack_trace"
+__all__ = ["diverging_node", "values_of_program"]
 
 
 def diverging_node(program: Any, model: Path, call: Tensors, *, tolerance: float) -> str:
@@ -38,7 +35,7 @@ def diverging_node(program: Any, model: Path, call: Tensors, *, tolerance: float
     answers = OnnxRuntime.from_bytes(found.SerializeToString(), options=RuntimeOptions()).run(call)
     for node, name in nodes:
         if answers[name].shape == expected[name].shape and relative_error(answers[name], expected[name]) > tolerance:
-            return f"'{node.name or name}' ({node.op_type}{_line(node)})"
+            return f"'{node.name or name}' ({node.op_type}{line_of_node(node)})"
     return ""
 
 
@@ -57,13 +54,3 @@ def values_of_program(program: Any, call: Tensors) -> dict[str, Array]:
     with torch.no_grad():
         Recorder(module).run(*(torch.from_numpy(call[name]) for name in program.graph_signature.user_inputs))
     return values
-
-
-def _line(node: Any) -> str:
-    return line_of(next((entry.value for entry in node.metadata_props if entry.key == _STACK_TRACE), ""))
-
-
-def line_of(trace: str) -> str:
-    """Return the last line of the user's own code in a trace, as `, model.py:12`; empty if there is none."""
-    lines = [match for match in _LINE.finditer(trace) if "/torch/" not in match["file"]]
-    return f", {Path(lines[-1]['file']).name}:{lines[-1]['line']}" if lines else ""

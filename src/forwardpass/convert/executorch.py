@@ -17,8 +17,9 @@ from torch.utils import _pytree as pytree
 from forwardpass.convert.axes import DynamicAxes
 from forwardpass.convert.calibration import write_calibration
 from forwardpass.convert.counterparts import InnerValue, first_different
-from forwardpass.convert.divergence import line_of, values_of_program
+from forwardpass.convert.divergence import values_of_program
 from forwardpass.convert.environments import run_program
+from forwardpass.convert.graphs import line_of
 from forwardpass.convert.torch_forms import check_axes, save_program, traced_program
 from forwardpass.core.samples import Samples
 from forwardpass.core.tensors import BATCH_AXIS, Array, Signature, Tensors, TensorSpec

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from itertools import chain
+from pathlib import Path
 
 from forwardpass.convert.library import onnx
 
-__all__ = ["STANDARD_DOMAINS", "all_nodes", "all_tensors", "opset_of"]
+__all__ = ["STANDARD_DOMAINS", "all_nodes", "all_tensors", "line_of", "line_of_node", "opset_of"]
 
 STANDARD_DOMAINS = ("", "ai.onnx")
+_LINE = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+)')
+_STACK_TRACE = "pkg.torch.onnx.stack_trace"
+"""Where PyTorch's newer exporter notes which code a node comes from."""
 
 
 def all_nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
@@ -46,3 +51,14 @@ def _inner_graphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
         if attribute.HasField("g"):
             yield attribute.g
         yield from attribute.graphs
+
+
+def line_of_node(node: onnx.NodeProto) -> str:
+    """Return the line of the user's own code that a node comes from, as `, model.py:12`; empty if none is noted."""
+    return line_of(next((entry.value for entry in node.metadata_props if entry.key == _STACK_TRACE), ""))
+
+
+def line_of(trace: str) -> str:
+    """Return the last line of the user's own code in a trace, as `, model.py:12`; empty if there is none."""
+    lines = [match for match in _LINE.finditer(trace) if "/torch/" not in match["file"]]
+    return f", {Path(lines[-1]['file']).name}:{lines[-1]['line']}" if lines else ""

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from forwardpass.convert.counterparts import InnerValue, first_different, first_without_counterpart
+from forwardpass.convert.graphs import line_of_node
 from forwardpass.convert.library import onnx
 from forwardpass.core.tensors import Array, Tensors
 from forwardpass.core.variants import Format
@@ -24,7 +25,8 @@ def diverging_onnx_node(model: Path, converted: Path, to: Format, call: Tensors,
     OpenVINO keeps the names of values; in LiteRT they are found by what they are.
 
     Returns:
-        The node and its operator, or an empty text if no value differs or the format shows none.
+        The node, its operator and the line of the user's code that it comes from, if that is known, or an empty text if
+        no value differs or the format shows none.
     """
     if to is Format.OPENVINO:
         return first_different(values_of_onnx(model, call), _values_of_openvino(converted, call), tolerance=tolerance)
@@ -48,7 +50,10 @@ def values_of_onnx(model: Path, call: Tensors) -> tuple[InnerValue, ...]:
     answers = OnnxRuntime.from_bytes(found.SerializeToString(), options=RuntimeOptions()).run(call)
     return tuple(
         InnerValue(
-            name=name, node=f"'{node.name or name}' ({node.op_type})", inputs=tuple(node.input), array=answers[name]
+            name=name,
+            node=f"'{node.name or name}' ({node.op_type}{line_of_node(node)})",
+            inputs=tuple(node.input),
+            array=answers[name],
         )
         for node in found.graph.node
         for name in node.output

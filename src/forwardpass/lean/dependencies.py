@@ -75,7 +75,7 @@ def without_channels(
     except CannotPrune:
         raise
     except Exception as error:  # torch-pruning's own, and whatever the pruned forward() raises
-        reason = f"{type(error).__name__}: {_first_line(error)}"
+        reason = f"with fewer channels there it raises {type(error).__name__}: {_first_line(error)}"
     for parameter in pruned.parameters():
         parameter.grad = None
     return (module, reason) if reason else (pruned.eval(), "")

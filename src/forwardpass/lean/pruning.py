@@ -37,6 +37,7 @@ NUM_TRIAL_ROWS = 64
 """Enough to tell groups apart, whose errors differ by factors."""
 
 SHARE_OF_TRIALS = 0.5
+MAX_REASONS = 3
 
 Refine = Callable[[nn.Module, int, Progress], nn.Module]
 """Trains a pruned copy; the number tells one attempt from another."""
@@ -213,7 +214,7 @@ def _to_share(work: _Work, notches: Sequence[Notch], before: int, share: float) 
     number = fewest_notches(len(notches), lambda number: left(number) <= limit)
     if number is None:
         most = 1 - left(len(notches)) / before
-        expected = f"at most {most:.0%}, which is what all groups of channels together can give"
+        expected = f"at most {most:.0%}, which is what all groups of channels together can give{_but_for(work)}"
         raise InvalidOption(option="--prune", value=f"{share:.0%}", expected=expected)
     return work.apply(notches[:number])
 
@@ -260,10 +261,19 @@ def _group_sizes(module: nn.Module, example: Mapping[str, Array]) -> dict[str, i
 
 
 def _nothing_goes(work: _Work) -> CannotPrune:
-    reasons = "; ".join(f"{name}: {reason}" for name, reason in list(work.skipped.items())[:3])
     return CannotPrune(
-        model=type(work.module).__name__, reason=f"no group of channels can go ({reasons or 'it has no layers'})"
+        model=type(work.module).__name__,
+        reason=f"no group of channels can go ({_reasons(work.skipped) or 'it has no layers'})",
     )
+
+
+def _but_for(work: _Work) -> str:
+    return f"; these stay as they are: {_reasons(work.skipped)}" if work.skipped else ""
+
+
+def _reasons(skipped: Mapping[str, str]) -> str:
+    told = [f"{name}: {reason}" for name, reason in list(skipped.items())[:MAX_REASONS]]
+    return "; ".join([*told, *([f"and {len(skipped) - len(told)} more"] if len(skipped) > len(told) else [])])
 
 
 def _summary(work: _Work, pruned: nn.Module, before: int) -> Pruning:

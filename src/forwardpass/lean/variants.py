@@ -181,6 +181,7 @@ def _convert(work: LeanWork, name: str, module: nn.Module, steps: tuple[Step, ..
 
 def _prune_step(pruning: Pruning, settings: PruneSettings) -> Step:
     channels = ", ".join(f"{it.name}: {it.num_channels_before} to {it.num_channels}" for it in pruning.groups)
+    kept = "; ".join(f"{it.name}: {it.reason}" for it in pruning.skipped)
     return Step(
         operation="prune-channels",
         parameters=(
@@ -189,6 +190,7 @@ def _prune_step(pruning: Pruning, settings: PruneSettings) -> Step:
             ("num_multiply_adds_of_source", pruning.num_multiply_adds_before),
             ("num_multiply_adds", pruning.num_multiply_adds),
             ("channels", channels),
+            *((("left_alone", kept),) if kept else ()),
         ),
     )
 

@@ -7,6 +7,7 @@ the folder; writes `model.tflite`, or one line into `failure.txt`.
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,8 +22,10 @@ def main(folder: Path) -> None:
 
     model = onnx.load(str(folder / "model.onnx"))
     names = [value.name for value in model.graph.input]
+    simplified = folder / "simplified.onnx"  # onnx2tf rewrites the file that it is given
+    shutil.copyfile(folder / "model.onnx", simplified)
     onnx2tf.convert(
-        input_onnx_file_path=str(folder / "model.onnx"),
+        input_onnx_file_path=str(simplified),
         output_folder_path=str(folder / "saved"),
         output_signaturedefs=True,
         copy_onnx_input_output_names_to_tflite=True,
