@@ -25,8 +25,10 @@ from forwardpass.runtimes import RuntimeOptions, open_runtime
 __all__ = ["Predictor", "open_variant", "verify_variant"]
 
 
-def open_variant(bundle: Bundle, name: str | None = None, *, options: RuntimeOptions) -> Runtime:
-    """Load a variant of a bundle and check it against its golden answers.
+def open_variant(
+    bundle: Bundle, name: str | None = None, *, options: RuntimeOptions, file: Path | None = None
+) -> Runtime:
+    """Load a variant of a bundle, from `file` if it was copied there, and check it against its golden answers.
 
     A variant whose rows change each other's answers runs them one at a time.
 
@@ -35,7 +37,7 @@ def open_variant(bundle: Bundle, name: str | None = None, *, options: RuntimeOpt
         GoldenMismatch: it answers differently on this machine.
     """
     variant = bundle.variant(name)
-    runtime = open_runtime(variant.format, str(bundle.locate(variant.path)), options=options)
+    runtime = open_runtime(variant.format, str(file or bundle.locate(variant.path)), options=options)
     calls = bundle.golden_calls(variant)
     check_golden(runtime, calls, variant=variant.name, tolerance=variant.golden.tolerance)
     return RowByRow(runtime) if variant.invariance is BatchInvariance.INTERFERENCE else runtime

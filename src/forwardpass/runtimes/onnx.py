@@ -16,7 +16,7 @@ from forwardpass.errors import InvalidModel, SourceNotFound, TensorMismatch
 from forwardpass.runtimes.options import RuntimeOptions
 from forwardpass.runtimes.processors import LAYOUT, vector_layout
 
-__all__ = ["OnnxRuntime", "save_mapped", "save_optimised", "save_ort", "session_options"]
+__all__ = ["OnnxRuntime", "save_mapped", "save_optimised", "save_ort", "save_packed", "session_options"]
 
 _DTYPES = {
     "tensor(float)": "float32",
@@ -148,16 +148,37 @@ def save_mapped(source: Path, target: Path, *, level: Literal["none", "extended"
     Raises:
         InvalidModel: the runtime cannot load it.
     """
-    outside = target.with_name(f"{target.name}.data")
     settings = session_options(RuntimeOptions())
     settings.graph_optimization_level = _LEVELS[level]
+    outside = _save_outside(settings, target)
+    _session(str(source), settings, str(source))
+    return outside.is_file() and outside.stat().st_size > 0
+
+
+def save_packed(source: Path, target: Path) -> None:
+    """Save the graph of `source` as it runs here, and its weights beside it as the kernels take them.
+
+    Whoever loads the file maps the weights and lays out nothing: it is there sooner, and all processes that do so hold
+    one copy together. It is for this processor and this version of ONNX Runtime, and answers the same to the last bit.
+
+    Raises:
+        InvalidModel: the runtime cannot load it, or the disk is full.
+    """
+    settings = session_options(RuntimeOptions())
+    settings.add_session_config_entry("session.save_external_prepacked_constant_initializers", "1")
+    _save_outside(settings, target)
+    _session(str(source), settings, str(source))
+
+
+def _save_outside(settings: ort.SessionOptions, target: Path) -> Path:
+    """Have a session save its graph, and its weights in a file beside that; return the path of the second."""
+    outside = target.with_name(f"{target.name}.data")
     settings.optimized_model_filepath = str(target)
     settings.add_session_config_entry("session.optimized_model_external_initializers_file_name", outside.name)
     settings.add_session_config_entry(
         "session.optimized_model_external_initializers_min_size_in_bytes", str(MIN_MAPPED_BYTES)
     )
-    _session(str(source), settings, str(source))
-    return outside.is_file() and outside.stat().st_size > 0
+    return outside
 
 
 def save_ort(source: Path, target: Path, *, for_this_processor: bool = False) -> None:

@@ -42,7 +42,7 @@ MAX_MESSAGE_BYTES = 2**16
 
 
 class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """What a worker is told when it starts; the last two are inherited file descriptors."""
+    """What a worker is told when it starts; `channel` and `arena` are inherited file descriptors."""
 
     bundle: str
     digest: str
@@ -51,6 +51,8 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
     num_threads: int
     channel: int
     arena: int
+    weights: str = ""
+    """The folder of the weights that all workers of the version hold together; empty for none."""
 
 
 class Placed(msgspec.Struct, frozen=True, array_like=True):

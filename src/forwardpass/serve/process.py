@@ -71,10 +71,13 @@ NOBODY = WorkerListener(on_idle=lambda: None, on_done=lambda _: None, on_failed=
 class WorkerProcess:
     """Keeps one worker running. After a death it is started again, with pauses that double up to five seconds."""
 
-    def __init__(self, bundle: Bundle, variant: str, num_threads: int, listener: WorkerListener) -> None:
+    def __init__(
+        self, bundle: Bundle, variant: str, num_threads: int, listener: WorkerListener, *, weights: str = ""
+    ) -> None:
         self._bundle = bundle
         self._variant = variant
         self._num_threads = num_threads
+        self._weights = weights
         self._listener = listener
         self._loop = asyncio.get_running_loop()
         self._first_answer: asyncio.Future[Ready | Failed] = self._loop.create_future()
@@ -155,6 +158,7 @@ class WorkerProcess:
             num_threads=self._num_threads,
             channel=channel,
             arena=arena,
+            weights=self._weights,
         )
         command = [sys.executable, "-m", "forwardpass.serve.worker", msgspec.json.encode(config).decode()]
         return subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=(channel, arena))

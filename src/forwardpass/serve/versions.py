@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import time
@@ -28,6 +29,7 @@ from forwardpass.serve.process import WorkerProcess, WorkerState
 from forwardpass.serve.request import Answer, Request
 from forwardpass.serve.settings import ModelSettings
 from forwardpass.serve.sizing import choose_sizing, paddable_axes
+from forwardpass.serve.weights import WeightFolder, may_share
 
 __all__ = ["ModelVersion"]
 
@@ -70,6 +72,7 @@ class ModelVersion:
             batch_sizes=self.sizing.batch_sizes,
         )
         self._workers: list[WorkerProcess] = []
+        self._weights: WeightFolder | None = None
         self._is_stopped = False
         self._dispatcher = Dispatcher(
             model=model,
@@ -91,8 +94,14 @@ class ModelVersion:
         if record is not None:
             self.processor = open_processor(record.name, self.bundle.locate(record.folder), self.signature)
         bundle, variant, num_threads = self.bundle, self.variant.name, self.sizing.num_threads
+        if may_share(self.variant, num_workers=self.sizing.num_workers, num_bytes=bundle.variant_bytes(self.variant)):
+            with contextlib.suppress(OSError):  # then each worker holds its own
+                self._weights = WeightFolder()
+        weights = str(self._weights.path) if self._weights is not None else ""
         self._workers = [
-            self._dispatcher.add_worker(lambda listener: WorkerProcess(bundle, variant, num_threads, listener))
+            self._dispatcher.add_worker(
+                lambda listener: WorkerProcess(bundle, variant, num_threads, listener, weights=weights)
+            )
             for _ in range(self.sizing.num_workers)
         ]
         try:
@@ -123,6 +132,9 @@ class ModelVersion:
         self._dispatcher.close()
         self._close_line()
         await asyncio.gather(*(worker.stop() for worker in self._workers))
+        if self._weights is not None:
+            self._weights.remove()
+            self._weights = None
 
     def _close_line(self) -> None:
         """Take over what the line has counted, and let go of it."""

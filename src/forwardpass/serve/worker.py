@@ -12,12 +12,13 @@ import signal
 import socket
 import sys
 import time
+from pathlib import Path
 
 import msgspec
 
 from forwardpass.bundle import Bundle, BundledVariant, open_bundle
 from forwardpass.core.protocols import Runtime
-from forwardpass.errors import BundleDamaged, ForwardpassError, TensorMismatch
+from forwardpass.errors import BundleDamaged, ForwardpassError, InvalidModel, TensorMismatch
 from forwardpass.predict import open_variant
 from forwardpass.runtimes import RuntimeOptions
 from forwardpass.serve.channel import (
@@ -34,6 +35,7 @@ from forwardpass.serve.channel import (
     encode,
 )
 from forwardpass.serve.prctl import end_with_parent, forbid_dumps
+from forwardpass.serve.weights import shared_copy
 
 __all__ = ["main"]
 
@@ -64,9 +66,19 @@ def _load(config: WorkerConfig) -> Runtime:
     if bundle.digest != config.digest:
         raise BundleDamaged(path=config.bundle, reason="it was replaced while it was served; load the model again")
     variant = bundle.variant(config.variant)
-    runtime = open_variant(bundle, variant.name, options=RuntimeOptions(num_threads=config.num_threads))
+    runtime = _open(bundle, variant, config)
     _warm_up(runtime, bundle, variant)
     return runtime
+
+
+def _open(bundle: Bundle, variant: BundledVariant, config: WorkerConfig) -> Runtime:
+    """Load the variant from what all workers share, or from the bundle where that cannot be written or read."""
+    options = RuntimeOptions(num_threads=config.num_threads)
+    file = shared_copy(bundle.locate(variant.path), Path(config.weights)) if config.weights else None
+    if file is not None:
+        with contextlib.suppress(InvalidModel):  # somebody clears the folder for temporary files
+            return open_variant(bundle, variant.name, options=options, file=file)
+    return open_variant(bundle, variant.name, options=options)
 
 
 def _warm_up(runtime: Runtime, bundle: Bundle, variant: BundledVariant) -> None:
