@@ -45,6 +45,7 @@ from benchmarks.peers.questions import (  # noqa: E402
     ask_closed_loop,
     ask_goodput,
     ask_idle,
+    ask_in_time,
     ask_overload,
     find_capacity,
 )
@@ -86,6 +87,8 @@ class Bench:
     """What forwardpass has decided from the bundle, one a round."""
     capacities: list[float] = field(default_factory=list)
     """Of forwardpass, one a round: what the goodput of the others is offered in."""
+    limit: float = 0.0
+    """Rows per second that the model allows in process at its best setting, in the first round."""
 
     def start(self, rival: Rival, place: Place, *, sheds: bool) -> AbstractContextManager[RunningServer]:
         """Start a server."""
@@ -194,6 +197,7 @@ def ask_open_loop(bench: Bench, rival: Rival, server: RunningServer, request: by
     say(f"{workload.name}, {rival.name}: best closed loop {rate:,.0f}/s, capacity {capacity:,.0f}/s")
     if rival.name == OURS:
         bench.capacities.append(capacity)
+    ask_in_time(load, workload, plan, limit=bench.limit, seed=seed, note=note)
     reference = float(np.median(bench.capacities)) if bench.capacities else 0.0
     if reference > 0:
         ask_goodput(load, workload, plan, capacity=reference, seed=seed, note=note)
@@ -253,6 +257,7 @@ def note_limits(bench: Bench, row: Path, best: Setting) -> None:
         rate = measure_limit(bench.model, row, setting, LIMIT_S)
         words = f"{name}: batch {setting.batch}, {setting.callers} x {setting.threads} threads"
         bench.note("in process", "in process, rows/s", words, rate)
+        bench.limit = bench.limit or rate
 
 
 def context(bench: Bench, rivals: Sequence[Rival]) -> Mapping[str, object]:

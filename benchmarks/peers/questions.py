@@ -13,7 +13,16 @@ from benchmarks.peers.load import Array, Load, Outcome, poisson_schedule
 from benchmarks.peers.serving import RunningServer
 from benchmarks.peers.workloads import Workload
 
-__all__ = ["Observation", "Plan", "ask_closed_loop", "ask_goodput", "ask_idle", "ask_overload", "find_capacity"]
+__all__ = [
+    "Observation",
+    "Plan",
+    "ask_closed_loop",
+    "ask_goodput",
+    "ask_idle",
+    "ask_in_time",
+    "ask_overload",
+    "find_capacity",
+]
 
 KEPT_SHARE = 0.99
 """A rate is within the target if so many of the requests that were offered are answered in time."""
@@ -42,6 +51,9 @@ class Plan:
     min_probe_requests: int = 500
     """A slow server is probed for longer, up to `MAX_PROBE` times: one in a hundred of few requests is chance."""
     num_probes: int = 7
+    in_time_s: float = 15.0
+    """A probe of the capacity sees a few hundred requests, and one in a hundred of these is chance: at the same rates
+    for everybody, with the same arrivals, more are seen."""
     goodput_s: float = 5.0
     rates: tuple[float, ...] = (0.5, 0.8, 1.2, 2.0)
     """Offered, in capacities of forwardpass."""
@@ -60,6 +72,7 @@ class Plan:
             probe_s=2.0,
             min_probe_requests=150,
             num_probes=6,
+            in_time_s=8.0,
             goodput_s=2.5,
             calm_s=4.0,
             idle_s=2.0,
@@ -127,6 +140,17 @@ def find_capacity(load: Load, workload: Workload, plan: Plan, *, guess: float, s
             missed = rate
             rate = rate * STEP_DOWN if held == 0 else math.sqrt(held * missed)
     return held
+
+
+def ask_in_time(load: Load, workload: Workload, plan: Plan, *, limit: float, seed: int, note: Note) -> None:
+    """Note how many of those offered are answered in time at shares of what the model allows, `limit` rows/s."""
+    for share in workload.limit_shares:
+        generator = np.random.default_rng([seed, round(1000 * share)])
+        outcome = load.open(
+            poisson_schedule(share * limit, plan.in_time_s, generator), timeout_s=PATIENCE * workload.slo_s
+        )
+        note("in time of those offered, %", f"{share:g} of the limit", 100 * outcome.share_within(workload.slo_s))
+        settle(load, workload)
 
 
 def ask_goodput(load: Load, workload: Workload, plan: Plan, *, capacity: float, seed: int, note: Note) -> None:

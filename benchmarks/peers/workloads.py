@@ -47,6 +47,9 @@ class Workload:
     placements: tuple[tuple[int, int], ...]
     """Workers and threads of each."""
     profile_batches: tuple[int, ...]
+    limit_shares: tuple[float, ...] = ()
+    """Rates that everybody is offered alike, in shares of what the model allows in process; none where the server is
+    what limits."""
 
     @property
     def window_s(self) -> float:
@@ -81,6 +84,7 @@ WORKLOADS = {
         max_waiting=8,
         placements=((1, 2), (2, 1)),
         profile_batches=(1, 2, 4, 8),
+        limit_shares=(0.75, 0.8, 0.85, 0.9, 0.95),
     ),
 }
 
