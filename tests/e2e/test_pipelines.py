@@ -192,6 +192,16 @@ def pipeline(name: str, *steps: StepConfig) -> PipelineConfig:
     return PipelineConfig(name=name, steps=steps)
 
 
+@pytest.mark.parametrize("name", ["text", "mood", "renamed"])
+def test_what_a_processor_shows_as_its_example_is_answered(served: RunningServer, name: str) -> None:
+    path = f"/v1/models/{name}/predict"
+    described = served.ask("GET", "/openapi.json").json["paths"][path]["post"]["requestBody"]["content"]
+    example = described["application/json"]["schema"]["example"]
+    assert served.ask("POST", path, json.dumps(example).encode()).status == 200
+    form = f'data-url="{path}">\n<textarea aria-label="Fields for {name}"'
+    assert form in served.ask("GET", "/docs").body.decode()
+
+
 def test_all_mistakes_are_told_at_the_start(root: Path) -> None:
     wrong = [
         pipeline("a", EMBED, StepConfig(model="haed")),

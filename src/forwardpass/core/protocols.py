@@ -14,6 +14,7 @@ __all__ = [
     "Processor",
     "Progress",
     "Runtime",
+    "ShowsExample",
     "StreamingDecoder",
     "TakesFiles",
 ]
@@ -72,6 +73,15 @@ class TakesFiles(Protocol):
     @property
     def file_fields(self) -> Mapping[str, tuple[str, ...]]:
         """The media types that each such field takes, for example `{"image": ("image/png", "image/jpeg")}`."""
+
+
+@runtime_checkable
+class ShowsExample(Protocol):
+    """A processor that shows what it takes, so that a person can try it on the server's page without knowing it."""
+
+    @property
+    def example(self) -> Mapping[str, object] | None:
+        """The fields of a request that is answered, such as `{"text": "the cat sleeps"}`; None to show nothing."""
 
 
 @runtime_checkable

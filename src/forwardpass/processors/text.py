@@ -27,6 +27,7 @@ class SentenceEncoder:
 
     output: ClassVar[str | None] = None
     files: ClassVar[tuple[str, ...]] = ("tokenizer.json",)
+    example: ClassVar[Mapping[str, object]] = {"text": ["the cat sleeps", "a kitten naps"]}
 
     def __init__(self, folder: Path) -> None:
         try:

@@ -10,7 +10,7 @@ from forwardpass.core.tensors import TensorSpec
 from forwardpass.core.version import VERSION
 from forwardpass.protocol import DATATYPES, NAMES
 from forwardpass.serve.exchange import Exchange, Response
-from forwardpass.serve.forms import FORM, file_fields
+from forwardpass.serve.forms import FORM, example_of, file_fields
 from forwardpass.serve.repository import Repository
 from forwardpass.serve.responses import json_response
 from forwardpass.serve.served import Served
@@ -267,7 +267,12 @@ def _infer_answer(model: Served) -> dict[str, object]:
 
 def _predict_schema(model: Served) -> dict[str, object]:
     if model.default.encoder is not None:
-        return {"type": "object", "description": f"The fields that the processor of {model.name} takes."}
+        example = example_of(model.default.encoder)
+        described: dict[str, object] = {
+            "type": "object",
+            "description": f"The fields that the processor of {model.name} takes.",
+        }
+        return described if example is None else described | {"example": example}
     inputs = {
         spec.name: {"type": "array", "description": str(spec), "items": {"anyOf": [_scalar(spec), {"type": "array"}]}}
         for spec in model.default.signature.inputs
@@ -302,6 +307,7 @@ def _described(model: Served) -> dict[str, object]:
         "streams": isinstance(version.decoder, StreamingDecoder),
         "inputs": [(spec.name, NAMES[spec.dtype], _axes(spec)) for spec in version.signature.inputs],
         "outputs": [(spec.name, NAMES[spec.dtype], _axes(spec)) for spec in version.signature.outputs],
+        "fields": example_of(version.encoder),
         "example": _infer_example(model),
     }
 

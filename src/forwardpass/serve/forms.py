@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from forwardpass.core.protocols import TakesFiles
+from forwardpass.core.protocols import ShowsExample, TakesFiles
 from forwardpass.core.uploads import UNKNOWN_MEDIA_TYPE, Upload
 from forwardpass.errors import MalformedRequest, UnsupportedMediaType
 
 if TYPE_CHECKING:
     from multipart import MultipartSegment
 
-__all__ = ["FORM", "FileFields", "check_is_json", "decode_fields", "file_fields"]
+__all__ = ["FORM", "FileFields", "check_is_json", "decode_fields", "example_of", "file_fields"]
 
 MAX_PARTS = 512
 """Twice as many as the texts or files that a processor takes at most."""
@@ -34,6 +34,11 @@ FileFields = Mapping[str, tuple[str, ...]]
 def file_fields(processor: object) -> FileFields:
     """Return which fields of a processor are files, and the media types that each takes."""
     return processor.file_fields if isinstance(processor, TakesFiles) else {}
+
+
+def example_of(processor: object) -> Mapping[str, object] | None:
+    """Return the fields that a processor shows as its example, if it shows any."""
+    return processor.example if isinstance(processor, ShowsExample) else None
 
 
 def decode_fields(body: bytes, content_type: str, files: FileFields) -> dict[str, object]:

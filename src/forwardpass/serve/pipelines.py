@@ -23,7 +23,7 @@ from forwardpass.errors import (
     RequestError,
     TensorMismatch,
 )
-from forwardpass.serve.forms import file_fields
+from forwardpass.serve.forms import example_of, file_fields
 from forwardpass.serve.metrics import Histogram, ModelMetrics, latency_edges
 from forwardpass.serve.oip import ResponseWriter
 from forwardpass.serve.planning import Names, PipelineConfig, PipelinePlan, PlannedStep
@@ -390,6 +390,7 @@ class _RenamingEncoder:
         self._encoder = encoder
         self._names = names
         self.file_fields = file_fields(encoder)
+        self.example = example_of(encoder)
 
     def encode(self, request: Mapping[str, object]) -> dict[str, Array]:
         return {self._names.get(name, name): array for name, array in self._encoder.encode(request).items()}

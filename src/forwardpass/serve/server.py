@@ -95,6 +95,10 @@ class Server:
             for line in describe_config(self._config):  # not sooner: a mistake in it is told alone
                 log.info("configuration of %s", line)
             await self.repository.start()
+            if not self.repository.models:
+                log.warning(
+                    "there is no model in '%s' yet; the server is ready when there is one", self._config.repository
+                )
             await self._listen()
             if self._grpc is not None:
                 await self._grpc.start()
