@@ -127,6 +127,7 @@ def write_bundle(workload: Workload, model: Path, destination: Path) -> Path:
                 variant=variant,
                 invariance=profile.invariance.verdict,
                 exact_batch_sizes=profile.invariance.exact_batch_sizes,
+                exact_thread_counts=profile.invariance.exact_thread_counts,
                 latency=tuple(profile.latency_tables()),
             )
         ],

@@ -64,6 +64,9 @@ class BundledVariant(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     """The batch sizes, in increasing order, at which answers are bitwise equal to each other whatever the neighbours
     and the position; a server that pads every batch up to the next of them answers bitwise the same. Empty unless
     `invariance` is `FIXED_SHAPES`."""
+    exact_thread_counts: tuple[int, ...] = ()
+    """The numbers of threads, in increasing order, with which answers are bitwise equal to each other; empty where no
+    two were found, or nobody compared them."""
     padding: PaddingRecord | None = None
     """None where it was not tried, or changes answers."""
     latency: tuple[LatencyTable, ...] = ()

@@ -27,6 +27,13 @@ __all__ = ["command"]
     "--threads", type=click.IntRange(min=1), default=None, help="Threads per call; default: from the profile."
 )
 @click.option(
+    "--low-load-threads",
+    type=click.Choice(["auto", "off"]),
+    default=None,
+    help="Where there are several workers, let a request that is alone run on all cores (auto) or in one worker (off); "
+    "default: auto.",
+)
+@click.option(
     "--workers", type=click.IntRange(min=1), default=None, help="Processes per model; default: from the profile."
 )
 @click.option(
@@ -90,6 +97,7 @@ def command(
     repository: Path | None,
     slo: str | None,
     same_answer: str | None,
+    low_load_threads: str | None,
     front: str | None,
     log_format: str,
     log_requests: bool,
@@ -107,7 +115,7 @@ def command(
       curl localhost:8000/v2/models/digits
     """
     from forwardpass.core.slo import Slo
-    from forwardpass.serve import Front, SameAnswer
+    from forwardpass.serve import Front, LowLoadThreads, SameAnswer
     from forwardpass.serve.logs import configure_logs
     from forwardpass.wiring import run_server
 
@@ -117,6 +125,8 @@ def command(
         given["slo"] = Slo.parse(slo)
     if same_answer is not None:
         given["same_answer"] = SameAnswer(same_answer)
+    if low_load_threads is not None:
+        given["low_load_threads"] = LowLoadThreads(low_load_threads)
     if front is not None:
         given["front"] = Front(front)
     if log_requests:

@@ -17,9 +17,10 @@ from forwardpass.core.batching import NORMAL_PRIORITY, Batch, BatchQueue, Ticket
 from forwardpass.core.regathering import LEAST_BATCH_S, Regathering, Wait
 from forwardpass.core.statistics import percentile
 from forwardpass.core.tensors import Array
+from forwardpass.core.wide_runs import WideRuns
 from forwardpass.errors import Overloaded
 
-__all__ = ["Arrival", "Fate", "SimulatedBatch", "Simulation", "poisson_arrivals", "simulate"]
+__all__ = ["AllCores", "Arrival", "Fate", "SimulatedBatch", "Simulation", "poisson_arrivals", "simulate"]
 
 Service = Callable[[int, int], float]
 """Seconds that a batch of so many rows, each of so many elements, takes."""
@@ -53,6 +54,16 @@ class SimulatedBatch:
     started_s: float
     ended_s: float
     arrivals: tuple[int, ...]
+    is_wide: bool = False
+    """Whether it ran on all cores."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AllCores:
+    """When a lone request runs on all cores, with the first worker, and how long it takes there."""
+
+    runs: WideRuns
+    service: Service
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -89,9 +100,16 @@ def poisson_arrivals(
     return [Arrival(at_s=float(at), timeout_s=timeout_s) for at in np.sort(generator.uniform(0, duration_s, num))]
 
 
-def simulate(arrivals: Sequence[Arrival], queue: BatchQueue, *, service: Service, num_workers: int = 1) -> Simulation:
+def simulate(
+    arrivals: Sequence[Arrival],
+    queue: BatchQueue,
+    *,
+    service: Service,
+    num_workers: int = 1,
+    all_cores: AllCores | None = None,
+) -> Simulation:
     """Run the traffic, which is in order of time, through the queue and `num_workers` equal workers."""
-    run = _Run(arrivals, queue, service, num_workers)
+    run = _Run(arrivals, queue, service, num_workers, all_cores)
     run.play()
     return Simulation(
         fates=tuple(run.fates),
@@ -116,14 +134,24 @@ class _Running:
     started_s: float = field(compare=False)
     tickets: tuple[_Ticket, ...] = field(compare=False)
     batch: Batch = field(compare=False)
+    is_wide: bool = field(compare=False)
 
 
 class _Run:
-    def __init__(self, arrivals: Sequence[Arrival], queue: BatchQueue, service: Service, num_workers: int) -> None:
+    def __init__(
+        self,
+        arrivals: Sequence[Arrival],
+        queue: BatchQueue,
+        service: Service,
+        num_workers: int,
+        all_cores: AllCores | None,
+    ) -> None:
         self._arrivals = arrivals
         self._queue = queue
         self._service = service
         self._regathering = Regathering(queue)
+        self._num_workers = num_workers
+        self._all_cores = all_cores
         self._free = set(range(num_workers))
         self._wait: Wait | None = None
         self._wait_until_s = float("inf")
@@ -196,6 +224,8 @@ class _Run:
             self.fates[number] = Fate.REFUSED
             return
         self._queue.put(ticket)
+        if self._all_cores is not None:
+            self._all_cores.runs.joined(now_s=now_s)
         self._alarm_s = min(self._alarm_s, ticket.deadline_s)
         self._pump(now_s)
 
@@ -205,7 +235,7 @@ class _Run:
             self._alarm_s = self._queue.earliest_deadline_s or float("inf")
 
     def _busy_until_s(self, now_s: float) -> float:
-        if self._free:
+        if self._free and not self._is_held:
             return now_s
         return min(running.started_s + running.expected_s for running in self._running)
 
@@ -213,8 +243,13 @@ class _Run:
         for worker in sorted(self._free):
             if self._wait is not None and len(self._queue) >= self._wait.num_wanted:
                 self._end_wait(self._wait)
-            if self._wait is None and len(self._queue):
+            if self._wait is None and not self._is_held and len(self._queue):
                 self._feed(worker, now_s)
+
+    @property
+    def _is_held(self) -> bool:
+        """Whether a lone request has all cores, so that no worker begins."""
+        return any(running.is_wide for running in self._running)
 
     def _feed(self, worker: int, now_s: float) -> None:
         batch = self._queue.pop_batch(now_s=now_s, num_free=len(self._free))
@@ -222,15 +257,25 @@ class _Run:
         if not batch.tickets:
             return
         tickets = tuple(ticket for ticket in batch.tickets if isinstance(ticket, _Ticket))
-        ended_s = now_s + self._service(batch.num_rows, batch.row_size)
-        expected_s = self._queue.predict_s(batch)
-        heapq.heappush(self._running, _Running(ended_s, worker, expected_s, now_s, tickets, batch))
+        is_alone = len(tickets) == 1 and not len(self._queue) and len(self._free) == self._num_workers
+        is_wide = self._all_cores is not None and is_alone and self._all_cores.runs.start(batch, now_s=now_s)
+        service, predict_s = self._service, self._queue.predict_s
+        if is_wide and self._all_cores is not None:
+            service, predict_s = self._all_cores.service, self._all_cores.runs.predict_s
+        ended_s = now_s + service(batch.num_rows, batch.row_size)
+        heapq.heappush(self._running, _Running(ended_s, worker, predict_s(batch), now_s, tickets, batch, is_wide))
         self._free.remove(worker)
 
     def _end(self, done: _Running) -> None:
-        self._queue.observe(done.batch, done.ended_s - done.started_s)
+        seconds = done.ended_s - done.started_s
+        if not done.is_wide:
+            self._queue.observe(done.batch, seconds)
+        if self._all_cores is not None:
+            self._all_cores.runs.ended(done.batch, seconds, was_wide=done.is_wide)
         arrivals = tuple(ticket.arrival for ticket in done.tickets)
-        self.batches.append(SimulatedBatch(started_s=done.started_s, ended_s=done.ended_s, arrivals=arrivals))
+        self.batches.append(
+            SimulatedBatch(started_s=done.started_s, ended_s=done.ended_s, arrivals=arrivals, is_wide=done.is_wide)
+        )
         for ticket in done.tickets:
             if done.ended_s <= ticket.deadline_s:
                 self.fates[ticket.arrival] = Fate.ANSWERED

@@ -45,6 +45,7 @@ class VariantToPack:
     variant: Variant
     invariance: BatchInvariance
     exact_batch_sizes: tuple[int, ...] = ()
+    exact_thread_counts: tuple[int, ...] = ()
     padding: PaddingRecord | None = None
     latency: tuple[LatencyTable, ...] = ()
     golden_tolerance: float = FLOAT_TOLERANCE
@@ -119,6 +120,7 @@ def _add_variant(writer: BundleWriter, item: VariantToPack, packing: PackingList
         recipe=variant.recipe,
         invariance=item.invariance,
         exact_batch_sizes=item.exact_batch_sizes,
+        exact_thread_counts=item.exact_thread_counts,
         padding=item.padding,
         golden=golden,
         latency=item.latency,

@@ -107,6 +107,12 @@ class InvarianceVerdict:
     hashed_batch_sizes: tuple[int, ...] = ()
     """The batch sizes at which threads and processes were compared."""
 
+    @property
+    def exact_thread_counts(self) -> tuple[int, ...]:
+        """Those of the `thread_counts` whose answers are the same bytes, in increasing order; empty if no two are."""
+        same = sorted(set(self.thread_counts) - set(self.differing_thread_counts))
+        return tuple(same) if len(same) > 1 else ()
+
 
 def conclude(
     audits: Mapping[int, InvarianceAudit],

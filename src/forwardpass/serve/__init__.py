@@ -14,10 +14,11 @@ if TYPE_CHECKING:
     from forwardpass.serve.planning import PipelineConfig, StepConfig
     from forwardpass.serve.repository import models_in
     from forwardpass.serve.server import Server, ending_signals, serve
-    from forwardpass.serve.settings import Front, ModelSettings, SameAnswer, ServeSettings
+    from forwardpass.serve.settings import Front, LowLoadThreads, ModelSettings, SameAnswer, ServeSettings
 
 _HOMES = {
     "Front": "settings",
+    "LowLoadThreads": "settings",
     "ModelConfig": "models",
     "ModelSettings": "settings",
     "PipelineConfig": "planning",
@@ -36,6 +37,7 @@ _HOMES = {
 
 __all__ = [
     "Front",
+    "LowLoadThreads",
     "ModelConfig",
     "ModelSettings",
     "PipelineConfig",

@@ -53,6 +53,10 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
     arena: int
     weights: str = ""
     """The folder of the weights that all workers of the version hold together; empty for none."""
+    wide_threads: int = 0
+    """With so many threads it holds the variant a second time; 0 for not at all."""
+    is_wide_exact: bool = False
+    """Whether that may only be used if it answers the same to the last bit."""
 
 
 class Placed(msgspec.Struct, frozen=True, array_like=True):
@@ -71,6 +75,9 @@ class Ready(msgspec.Struct, frozen=True, tag=True, array_like=True):
 
     runtime: str
     version: str
+    has_wide: bool = False
+    why_not_wide: str = ""
+    """Why the variant is not there a second time, if it should be: half a sentence."""
 
 
 class Run(msgspec.Struct, frozen=True, tag=True, array_like=True):
@@ -78,6 +85,7 @@ class Run(msgspec.Struct, frozen=True, tag=True, array_like=True):
 
     arena_bytes: int
     inputs: tuple[Placed, ...]
+    is_wide: bool = False
 
 
 class Done(msgspec.Struct, frozen=True, tag=True, array_like=True):

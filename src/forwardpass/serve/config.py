@@ -20,7 +20,7 @@ from forwardpass.serve.control import RollbackBody, TrafficBody
 from forwardpass.serve.models import ModelConfig
 from forwardpass.serve.planning import PipelineConfig, StepConfig, tell_cycles
 from forwardpass.serve.repository import MODEL_NAME, models_in, wanted_versions
-from forwardpass.serve.settings import Front, ModelSettings, SameAnswer, ServeSettings
+from forwardpass.serve.settings import Front, LowLoadThreads, ModelSettings, SameAnswer, ServeSettings
 
 __all__ = ["ServeConfig", "describe_config", "name_of", "read_config"]
 
@@ -33,6 +33,7 @@ class _Defaults(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     variant: str | None = None
     threads: _Count | None = None
     workers: _Count | None = None
+    low_load_threads: LowLoadThreads | None = None
     max_batch: _Count | None = None
     max_queue: _Count | None = None
     timeout: _Seconds | None = None

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, fields
 from forwardpass.core.batching import NORMAL_PRIORITY, Batch, BatchQueue, Closed, QueueStatistics, Ticket
 from forwardpass.core.regathering import LEAST_BATCH_S, Regathering, Wait
 from forwardpass.core.tensors import Signature
+from forwardpass.core.wide_runs import WideRuns
 from forwardpass.errors import (
     DeadlineExceeded,
     InputRejected,
@@ -53,6 +54,8 @@ class _Lane:
     expected_s: float = 0.0
     hang_due_s: float = 0.0
     hang_alarm: asyncio.TimerHandle | None = field(default=None)
+    is_wide: bool = False
+    """Whether the batch runs on all cores."""
 
     @property
     def is_free(self) -> bool:
@@ -75,6 +78,7 @@ class Dispatcher:
         padding: ShapePadding,
         metrics: ModelMetrics,
         hang_s: float,
+        wide_runs: WideRuns | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._model = model
@@ -84,6 +88,7 @@ class Dispatcher:
         self._padding = padding
         self._metrics = metrics
         self._hang_s = hang_s
+        self._wide_runs = wide_runs
         self._loop = asyncio.get_running_loop()
         self._lanes: list[_Lane] = []
         self._retries: deque[Request] = deque()
@@ -106,6 +111,8 @@ class Dispatcher:
         """The line has new requests, of which the first is of use until `deadline_s`."""
         if deadline_s is not None:
             self._set_alarm(deadline_s)
+        if self._line is not None and len(self._line):
+            self._note_newcomer()
         self._pump()
 
     def statistics(self) -> QueueStatistics:
@@ -151,6 +158,7 @@ class Dispatcher:
             raise
         for part in self._parts(request):
             self._queue.put(part)
+        self._note_newcomer()
         self._set_alarm(request.deadline_s)
         self._pump()
 
@@ -184,7 +192,8 @@ class Dispatcher:
 
     def _busy_until_s(self, now_s: float) -> float:
         """Return when the first worker will be free."""
-        return min((lane.started_s + lane.expected_s if lane.is_busy else now_s for lane in self._lanes), default=now_s)
+        lanes = [lane for lane in self._lanes if lane.is_wide] or self._lanes
+        return min((lane.started_s + lane.expected_s if lane.is_busy else now_s for lane in lanes), default=now_s)
 
     def _parts(self, request: Request) -> Sequence[Request]:
         most = self._queue.max_batch_rows
@@ -197,10 +206,27 @@ class Dispatcher:
     def _pump(self) -> None:
         """Give every free worker something to do."""
         for lane in self._lanes:
-            while lane.is_free and not self._is_waiting() and self._feed(lane):
+            while lane.is_free and not self._is_held and not self._is_waiting() and self._feed(lane):
                 pass
         if self._line is not None:
             self._tell_line()
+
+    @property
+    def _is_held(self) -> bool:
+        """Whether a lone request has all cores, so that no worker begins."""
+        return self._wide_runs is not None and any(lane.is_wide for lane in self._lanes)
+
+    def _note_newcomer(self) -> None:
+        if self._wide_runs is not None:
+            self._wide_runs.joined(now_s=self._now_s())
+
+    def _starts_wide(self, lane: _Lane, batch: Batch) -> bool:
+        """Tell whether a batch that was just taken is a lone request, and runs on all cores."""
+        if self._wide_runs is None or not lane.worker.has_wide or batch.closed is Closed.ALONE:
+            return False
+        is_alone = len(lane.line_batch or lane.batch) == 1 and not self._num_waiting() and not self._retries
+        others_are_free = all(other.is_free for other in self._lanes if other is not lane)
+        return is_alone and others_are_free and self._wide_runs.start(batch, now_s=lane.started_s)
 
     def _num_free(self) -> int:
         return sum(lane.is_free for lane in self._lanes) if len(self._lanes) > 1 else 1
@@ -303,12 +329,14 @@ class Dispatcher:
             self._divide(lane, Failed(OUT_OF_MEMORY, str(error)))
             return
         lane.started_s = self._now_s()
-        lane.expected_s = self._queue.predict_s(batch)
+        lane.is_wide = self._starts_wide(lane, batch)
+        predictor = self._wide_runs if lane.is_wide and self._wide_runs is not None else self._queue
+        lane.expected_s = predictor.predict_s(batch)
         lane.hang_due_s = lane.started_s + max(self._hang_s, HANG_FACTOR * lane.expected_s)
         if lane.hang_alarm is None or lane.hang_due_s < lane.hang_alarm.when():
             _cancel(lane.hang_alarm)
             lane.hang_alarm = call_at(self._loop, lane.hang_due_s, self._check_hang, lane)
-        lane.worker.run(placed)
+        lane.worker.run(placed, is_wide=lane.is_wide)
 
     def _check_hang(self, lane: _Lane) -> None:
         """Replace the worker if its batch is overdue; one timer is moved along, none made per batch."""
@@ -328,7 +356,7 @@ class Dispatcher:
         # Until the worker was done, not until this loop got to it: a loop that is busy refusing would believe that the
         # model had become slow, and go on refusing what the idle worker could answer.
         running, lane.running = lane.running, NO_BATCH  # an idle worker keeps no tensors and no client
-        self._queue.observe(running, max(message.ended_s - lane.started_s, 0.0))
+        self._learn(lane, running, max(message.ended_s - lane.started_s, 0.0))
         if self._line is not None and (len(self._line) or message.ended_s > self._relearn_s):
             self._relearn_s = message.ended_s + RELEARN_S
             self._line.learn(self._queue.curve(self._line.row_size))
@@ -352,6 +380,15 @@ class Dispatcher:
         self._await_again(lane, running, len(batch))
         self._pump()
 
+    def _learn(self, lane: _Lane, batch: Batch, seconds: float) -> None:
+        """Take note of how long a batch has run; what it took on all cores says nothing of the workers."""
+        if not lane.is_wide:
+            self._queue.observe(batch, seconds)
+        if self._wide_runs is not None:
+            self._wide_runs.ended(batch, seconds, was_wide=lane.is_wide)
+            self._metrics.num_wide_batches += lane.is_wide
+            lane.is_wide = False
+
     def _answer_line(self, lane: _Lane, message: Done) -> None:
         batch = lane.line_batch
         assert self._line is not None, "the batch is of a line"
@@ -369,6 +406,7 @@ class Dispatcher:
 
     def _take_running(self, lane: _Lane) -> Sequence[Request]:
         """Take the batch from a worker that will not answer it; of a line, those who still wait."""
+        lane.is_wide = False
         batch, lane.batch = lane.batch, ()
         line_batch, lane.line_batch = lane.line_batch, None
         if line_batch is None:

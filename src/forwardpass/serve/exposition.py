@@ -125,6 +125,9 @@ class _Collector:
         closed = CounterMetricFamily(
             "forwardpass_batches", "Batches by why they were closed.", labels=(*LABELS, "reason")
         )
+        wide = CounterMetricFamily(
+            "forwardpass_wide_batches", "Batches of a lone request that ran on all cores.", labels=LABELS
+        )
         rows = CounterMetricFamily("forwardpass_rows", "Rows that were answered.", labels=LABELS)
         lost = CounterMetricFamily("forwardpass_workers_lost", "Worker processes that ended unasked.", labels=LABELS)
         withdrawals = CounterMetricFamily(
@@ -142,11 +145,13 @@ class _Collector:
             who = (version.model, version.number)
             for reason, count in version.metrics.reasons.items():
                 closed.add_metric((*who, reason.value), count)
+            if version.sizing.wide is not None:
+                wide.add_metric(who, version.metrics.num_wide_batches)
             lost.add_metric(who, version.metrics.num_workers_lost)
             for withdrawn, count in version.metrics.withdrawals.items():
                 withdrawals.add_metric((*who, withdrawn), count)
             waiting.add_metric(who, version.statistics().num_waiting)
-        yield from (outcomes, closed, rows, lost, withdrawals, waiting, up)
+        yield from (outcomes, closed, wide, rows, lost, withdrawals, waiting, up)
         if pipelines:
             yield from _of_pipelines(pipelines)
 

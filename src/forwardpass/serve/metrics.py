@@ -74,6 +74,8 @@ class ModelMetrics:
         self.by_size: dict[int, SizeStatistics] = {}
         self.num_rows = 0
         self.num_workers_lost = 0
+        self.num_wide_batches = 0
+        """Batches that ran on all cores, of one request each."""
         self.withdrawals: Counter[str] = Counter()
         """How often the version was taken out of a split, by what was wrong with it."""
         self.failed_s = 0.0

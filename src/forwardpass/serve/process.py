@@ -72,18 +72,30 @@ class WorkerProcess:
     """Keeps one worker running. After a death it is started again, with pauses that double up to five seconds."""
 
     def __init__(
-        self, bundle: Bundle, variant: str, num_threads: int, listener: WorkerListener, *, weights: str = ""
+        self,
+        bundle: Bundle,
+        variant: str,
+        num_threads: int,
+        listener: WorkerListener,
+        *,
+        weights: str = "",
+        wide_threads: int = 0,
+        is_wide_exact: bool = False,
     ) -> None:
         self._bundle = bundle
         self._variant = variant
         self._num_threads = num_threads
         self._weights = weights
+        self._wide_threads = wide_threads
+        self._is_wide_exact = is_wide_exact
         self._listener = listener
         self._loop = asyncio.get_running_loop()
         self._first_answer: asyncio.Future[Ready | Failed] = self._loop.create_future()
         self._pause_s = FIRST_PAUSE_S
         self.state = WorkerState.STOPPED
         self.num_starts = 0
+        self.has_wide = False
+        """Whether it holds the variant a second time, with the threads of all cores."""
         self._is_connected = False
         self._has_hung = False
         self._respawning: asyncio.TimerHandle | None = None
@@ -101,11 +113,11 @@ class WorkerProcess:
         """The process that runs now."""
         return self._process.pid
 
-    def run(self, inputs: tuple[Placed, ...]) -> None:
-        """Hand over the batch that was placed in the arena."""
+    def run(self, inputs: tuple[Placed, ...], *, is_wide: bool = False) -> None:
+        """Hand over the batch that was placed in the arena; it `has_wide` if that is where it is to run."""
         self.state = WorkerState.BUSY
         with contextlib.suppress(ConnectionError):  # it has ended: _read is about to see that, too
-            self._channel.send(encode(Run(self.arena.num_bytes, inputs)))
+            self._channel.send(encode(Run(self.arena.num_bytes, inputs, is_wide)))
 
     def replace(self) -> None:
         """Kill a worker that has hung; its death is handled like any other."""
@@ -159,6 +171,8 @@ class WorkerProcess:
             channel=channel,
             arena=arena,
             weights=self._weights,
+            wide_threads=self._wide_threads,
+            is_wide_exact=self._is_wide_exact,
         )
         command = [sys.executable, "-m", "forwardpass.serve.worker", msgspec.json.encode(config).decode()]
         return subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=(channel, arena))
@@ -194,6 +208,9 @@ class WorkerProcess:
         if isinstance(message, Ready):
             self._pause_s = FIRST_PAUSE_S
             self.state = WorkerState.IDLE
+            self.has_wide = message.has_wide
+            if message.why_not_wide:
+                log.warning("%s: no request runs on all cores: %s", self._bundle.name, message.why_not_wide)
             self._listener.on_idle()
         elif isinstance(message, Failed):
             log.error("the worker could not load the variant: %s", message.message)

@@ -124,6 +124,7 @@ def describe_config(model: Served, version: str | None) -> dict[str, object]:
         "instance_group": [{"name": model.name, "kind": "KIND_CPU", "count": chosen.sizing.num_workers}],
         "parameters": {
             "threads": {"string_value": str(chosen.sizing.num_threads)},
+            "low_load_threads": {"string_value": str((chosen.sizing.wide or chosen.sizing).num_threads)},
             "variant": {"string_value": chosen.variant.name},
         },
     }

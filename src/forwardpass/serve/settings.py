@@ -9,7 +9,7 @@ from pathlib import Path
 from forwardpass.core.slo import Slo
 from forwardpass.predict.exactness import SameAnswer
 
-__all__ = ["Front", "ModelSettings", "SameAnswer", "ServeSettings"]
+__all__ = ["Front", "LowLoadThreads", "ModelSettings", "SameAnswer", "ServeSettings"]
 
 
 class Front(StrEnum):
@@ -21,6 +21,15 @@ class Front(StrEnum):
     """Python alone."""
 
 
+class LowLoadThreads(StrEnum):
+    """How many threads a request gets that has several workers to itself."""
+
+    AUTO = "auto"
+    """Those of all cores, where the profile shows that they answer it clearly sooner than those of a worker."""
+    OFF = "off"
+    """Those of a worker."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSettings:
     """How one model is served. What is None is decided from the bundle and its profile."""
@@ -28,6 +37,8 @@ class ModelSettings:
     variant: str | None = None
     num_threads: int | None = None
     num_workers: int | None = None
+    low_load_threads: LowLoadThreads = LowLoadThreads.AUTO
+    """Of a request that is alone; `num_threads`, where an operator sets it, holds for all."""
     max_batch_rows: int | None = None
     max_queue_rows: int = 1024
     slo: Slo | None = None

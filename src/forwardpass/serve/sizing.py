@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from forwardpass.bundle import BundledVariant
-from forwardpass.core.batch_sizes import allowed_rows
+from forwardpass.core.batch_sizes import allowed_rows, padded_rows
 from forwardpass.core.latency import LatencyTable
 from forwardpass.core.slo import Slo
-from forwardpass.core.variants import BatchInvariance
+from forwardpass.core.variants import BatchInvariance, Format
 from forwardpass.predict import SameAnswer, exact_batch_sizes, max_batch_rows
-from forwardpass.serve.settings import ModelSettings
+from forwardpass.serve.settings import LowLoadThreads, ModelSettings
 
-__all__ = ["Sizing", "choose_sizing", "paddable_axes"]
+__all__ = ["Sizing", "WideSizing", "choose_sizing", "paddable_axes"]
 
 MIN_ROW_S = 0.2e-3
 """Where a row takes less, the front is the limit, and another worker would only take its core away.
@@ -32,6 +33,24 @@ SHARE_OF_TARGET = 1 / 2
 """A batch may take so much of the target: the next one waits for it."""
 
 
+MAX_SHARE_OF_TIME = 0.8
+"""A row on all cores may take so much of what it takes in a worker: less of a gain is not worth a copy of the model."""
+
+OWN_THREADS = (Format.ONNX, Format.ORT)
+"""Forms whose threads belong to a session, so that a process can hold two with different numbers of them, and which
+leave the cores alone between runs. Those of PyTorch and ExecuTorch belong to the process."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WideSizing:
+    """How a lone request is run on all cores; `table` holds the latencies measured so."""
+
+    num_threads: int
+    table: LatencyTable
+    is_exact: bool
+    """Whether its answers have to be those of the workers to the last bit."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sizing:
     """How a variant is run. `table` holds the measured latencies for this number of threads, if there are any."""
@@ -42,6 +61,8 @@ class Sizing:
     table: LatencyTable | None
     batch_sizes: tuple[int, ...] = ()
     """The only sizes that may run, where answers are the same for these alone; empty for any."""
+    wide: WideSizing | None = None
+    """None where a lone request has no more than the threads of a worker."""
 
 
 def choose_sizing(
@@ -57,6 +78,24 @@ def choose_sizing(
     if not tables:
         num_threads = settings.num_threads or num_cores
         return _sized(variant, settings, num_threads, settings.num_workers or 1, None)
+    return _with_wide(
+        _choose(variant, settings, tables, slo=slo, num_cores=num_cores, variant_bytes=variant_bytes),
+        variant,
+        settings,
+        num_cores=num_cores,
+        variant_bytes=variant_bytes,
+    )
+
+
+def _choose(
+    variant: BundledVariant,
+    settings: ModelSettings,
+    tables: Sequence[LatencyTable],
+    *,
+    slo: Slo | None,
+    num_cores: int,
+    variant_bytes: int,
+) -> Sizing:
     options = [(table, settings.num_workers or _num_workers(table, num_cores)) for table in tables]
     table, num_workers = min(options, key=lambda option: option[0].points[0].p50_s)
     for other, others_workers in options:
@@ -92,6 +131,44 @@ def _sized(
         table=table,
         batch_sizes=batch_sizes,
     )
+
+
+def _with_wide(
+    sizing: Sizing, variant: BundledVariant, settings: ModelSettings, *, num_cores: int, variant_bytes: int
+) -> Sizing:
+    """Let a lone request run on all cores, if that is wanted, safe, not too large, and by its profile clearly sooner.
+
+    Only with a profile are there several workers that the operator has not asked for; where he has set the threads,
+    they are those of every request.
+    """
+    is_wanted = settings.low_load_threads is LowLoadThreads.AUTO and settings.num_threads is None
+    is_small = (sizing.num_workers + 1) * variant_bytes <= MAX_COPIES_BYTES
+    narrow = sizing.table
+    if narrow is None or sizing.num_workers == 1 or not is_wanted or not is_small or variant.format not in OWN_THREADS:
+        return sizing
+    num_rows = padded_rows(1, sizing.batch_sizes)
+    is_exact = _keeps_bits(variant, sizing, settings.same_answer)
+    tables = [
+        table
+        for table in variant.latency
+        if sizing.num_threads < table.num_threads <= num_cores
+        and table.predict_median_s(num_rows) <= MAX_SHARE_OF_TIME * narrow.predict_median_s(num_rows)
+        and not (is_exact and not {sizing.num_threads, table.num_threads} <= set(variant.exact_thread_counts))
+    ]
+    if not tables:
+        return sizing
+    table = min(tables, key=lambda table: table.predict_median_s(num_rows))
+    return replace(sizing, wide=WideSizing(num_threads=table.num_threads, table=table, is_exact=is_exact))
+
+
+def _keeps_bits(variant: BundledVariant, sizing: Sizing, same_answer: SameAnswer) -> bool:
+    """Tell whether answers are the same to the last bit as long as the number of threads is."""
+    if same_answer is SameAnswer.AFFORDABLE:
+        return bool(sizing.batch_sizes) or variant.invariance not in (
+            BatchInvariance.FIXED_SHAPES,
+            BatchInvariance.TOLERANCE,
+        )
+    return same_answer is SameAnswer.BITWISE
 
 
 def _num_workers(table: LatencyTable, num_cores: int) -> int:

@@ -16,6 +16,7 @@ from forwardpass.core.latency import LatencyEstimate, LatencyTable
 from forwardpass.core.protocols import Encoder, Processor
 from forwardpass.core.tensors import Array
 from forwardpass.core.variants import BatchInvariance
+from forwardpass.core.wide_runs import WideRuns
 from forwardpass.errors import ModelNotServed, NotReady, RequestError
 from forwardpass.predict import max_batch_rows
 from forwardpass.processors import open_processor
@@ -25,7 +26,7 @@ from forwardpass.serve.lines import Line
 from forwardpass.serve.metrics import ModelMetrics
 from forwardpass.serve.oip import ResponseWriter
 from forwardpass.serve.padding import ShapePadding
-from forwardpass.serve.process import WorkerProcess, WorkerState
+from forwardpass.serve.process import WorkerListener, WorkerProcess, WorkerState
 from forwardpass.serve.request import Answer, Request
 from forwardpass.serve.settings import ModelSettings
 from forwardpass.serve.sizing import choose_sizing, paddable_axes
@@ -81,7 +82,13 @@ class ModelVersion:
             padding=self._padding,
             metrics=self._metrics,
             hang_s=settings.hang_s,
+            wide_runs=self._wide_runs(),
         )
+
+    def _wide_runs(self) -> WideRuns | None:
+        if self.sizing.wide is None or self.sizing.table is None:
+            return None
+        return WideRuns(narrow=self.sizing.table, wide=self.sizing.wide.table)
 
     async def start(self) -> None:
         """Start the workers and wait until each has checked its golden answers.
@@ -93,16 +100,14 @@ class ModelVersion:
         record = self.bundle.manifest.processor
         if record is not None:
             self.processor = open_processor(record.name, self.bundle.locate(record.folder), self.signature)
-        bundle, variant, num_threads = self.bundle, self.variant.name, self.sizing.num_threads
-        if may_share(self.variant, num_workers=self.sizing.num_workers, num_bytes=bundle.variant_bytes(self.variant)):
+        if may_share(
+            self.variant, num_workers=self.sizing.num_workers, num_bytes=self.bundle.variant_bytes(self.variant)
+        ):
             with contextlib.suppress(OSError):  # then each worker holds its own
                 self._weights = WeightFolder()
-        weights = str(self._weights.path) if self._weights is not None else ""
         self._workers = [
-            self._dispatcher.add_worker(
-                lambda listener: WorkerProcess(bundle, variant, num_threads, listener, weights=weights)
-            )
-            for _ in range(self.sizing.num_workers)
+            self._dispatcher.add_worker(lambda listener, number=number: self._make_worker(listener, number))  # type: ignore[misc]
+            for number in range(self.sizing.num_workers)
         ]
         try:
             answers = await asyncio.gather(*(worker.start() for worker in self._workers))
@@ -110,6 +115,19 @@ class ModelVersion:
         except BaseException:
             await self.stop()
             raise
+
+    def _make_worker(self, listener: WorkerListener, number: int) -> WorkerProcess:
+        """Make a worker; the first one holds the variant for lone requests, too."""
+        wide = self.sizing.wide if number == 0 else None
+        return WorkerProcess(
+            self.bundle,
+            self.variant.name,
+            self.sizing.num_threads,
+            listener,
+            weights=str(self._weights.path) if self._weights is not None else "",
+            wide_threads=wide.num_threads if wide else 0,
+            is_wide_exact=wide.is_exact if wide else False,
+        )
 
     def _check(self, answers: Sequence[Ready | Failed]) -> None:
         for answer in answers:
@@ -278,7 +296,8 @@ class ModelVersion:
         sizing = self.sizing
         target = f", {self.slo}" if self.slo else ""
         workers = f"workers: {sizing.num_workers}, " if sizing.num_workers > 1 else ""
+        alone = f" (a lone request: {sizing.wide.num_threads})" if sizing.wide else ""
         return (
-            f"{self} ({self.variant.name}, {workers}threads: {sizing.num_threads}, rows in a batch: up to "
+            f"{self} ({self.variant.name}, {workers}threads: {sizing.num_threads}{alone}, rows in a batch: up to "
             f"{self.max_batch_rows}{target})"
         )

@@ -12,9 +12,11 @@ import signal
 import socket
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
+import numpy as np
 
 from forwardpass.bundle import Bundle, BundledVariant, open_bundle
 from forwardpass.core.protocols import Runtime
@@ -37,7 +39,7 @@ from forwardpass.serve.channel import (
 from forwardpass.serve.prctl import end_with_parent, forbid_dumps
 from forwardpass.serve.weights import shared_copy
 
-__all__ = ["main"]
+__all__ = ["Loaded", "load", "main"]
 
 NUM_WARM_UPS = 3
 BUSY_WAIT_S = 300e-6
@@ -52,28 +54,63 @@ def main(arguments: list[str]) -> None:
     config = msgspec.json.decode(arguments[0], type=WorkerConfig)
     channel = socket.socket(fileno=config.channel)
     try:
-        runtime = _load(config)
+        loaded = load(config)
     except ForwardpassError as error:
         channel.send(encode(Failed(error.slug, str(error))))
         return
     with contextlib.suppress(ConnectionError):  # the front has hung up
-        channel.send(encode(Ready(runtime.name, runtime.version)))
-        _serve(channel, Arena(config.arena), runtime)
+        name, version = loaded.runtime.name, loaded.runtime.version
+        channel.send(encode(Ready(name, version, loaded.wide is not None, loaded.why_not_wide)))
+        _serve(channel, Arena(config.arena), loaded)
 
 
-def _load(config: WorkerConfig) -> Runtime:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loaded:
+    """The variant with the threads of a worker, and perhaps once more with those of all cores."""
+
+    runtime: Runtime
+    wide: Runtime | None = None
+    why_not_wide: str = ""
+
+
+def load(config: WorkerConfig) -> Loaded:
+    """Open the variant and check it, and once more with the threads of all cores if that is asked for.
+
+    Raises:
+        BundleDamaged: the bundle is not the one that the front has opened.
+        GoldenMismatch: it answers differently on this machine.
+    """
     bundle = open_bundle(config.bundle)
     if bundle.digest != config.digest:
         raise BundleDamaged(path=config.bundle, reason="it was replaced while it was served; load the model again")
     variant = bundle.variant(config.variant)
-    runtime = _open(bundle, variant, config)
+    runtime = _open(bundle, variant, config, num_threads=config.num_threads)
     _warm_up(runtime, bundle, variant)
-    return runtime
+    if not config.wide_threads:
+        return Loaded(runtime=runtime)
+    try:
+        wide = _open(bundle, variant, config, num_threads=config.wide_threads)
+        if config.is_wide_exact and not _answer_alike(runtime, wide, bundle, variant):
+            return Loaded(runtime=runtime, why_not_wide="its answers there differ in their last bits")
+        _warm_up(wide, bundle, variant)
+    except (ForwardpassError, MemoryError) as error:  # a worker can do without
+        return Loaded(runtime=runtime, why_not_wide=str(error).rstrip(".") or "there is not enough memory")
+    return Loaded(runtime=runtime, wide=wide)
 
 
-def _open(bundle: Bundle, variant: BundledVariant, config: WorkerConfig) -> Runtime:
+def _answer_alike(one: Runtime, other: Runtime, bundle: Bundle, variant: BundledVariant) -> bool:
+    """Tell whether two runtimes give the same bytes for the golden calls, on this processor."""
+    return all(
+        answer.tobytes() == others[name].tobytes() if answer.dtype != object else np.array_equal(answer, others[name])
+        for call in bundle.golden_calls(variant)
+        for others in [other.run(call.inputs)]
+        for name, answer in one.run(call.inputs).items()
+    )
+
+
+def _open(bundle: Bundle, variant: BundledVariant, config: WorkerConfig, *, num_threads: int) -> Runtime:
     """Load the variant from what all workers share, or from the bundle where that cannot be written or read."""
-    options = RuntimeOptions(num_threads=config.num_threads)
+    options = RuntimeOptions(num_threads=num_threads)
     file = shared_copy(bundle.locate(variant.path), Path(config.weights)) if config.weights else None
     if file is not None:
         with contextlib.suppress(InvalidModel):  # somebody clears the folder for temporary files
@@ -87,13 +124,15 @@ def _warm_up(runtime: Runtime, bundle: Bundle, variant: BundledVariant) -> None:
         runtime.run(call.inputs)
 
 
-def _serve(channel: socket.socket, arena: Arena, runtime: Runtime) -> None:
+def _serve(channel: socket.socket, arena: Arena, loaded: Loaded) -> None:
     while True:
         packet = _receive(channel)
         if not packet:
             return
         message = decode(packet)
         assert isinstance(message, Run), "the front sends nothing else"
+        runtime = loaded.wide if message.is_wide else loaded.runtime
+        assert runtime is not None, "the front knows what is there"
         channel.send(encode(_run(message, arena, runtime)))
 
 

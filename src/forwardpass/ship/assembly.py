@@ -97,6 +97,7 @@ def _to_pack(candidate: Candidate) -> VariantToPack:
         variant=candidate.variant,
         invariance=candidate.profile.invariance.verdict,
         exact_batch_sizes=candidate.profile.invariance.exact_batch_sizes,
+        exact_thread_counts=candidate.profile.invariance.exact_thread_counts,
         padding=_padding(candidate.profile.invariance.padding),
         latency=candidate.profile.latency_tables(),
         golden_tolerance=golden_tolerance(candidate),

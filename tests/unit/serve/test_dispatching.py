@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from forwardpass.core import regathering
 from forwardpass.core.batching import BatchQueue
 from forwardpass.core.latency import LatencyEstimate, LatencyPoint, LatencyTable
-from forwardpass.core.simulation import Arrival, Fate, poisson_arrivals, simulate
+from forwardpass.core.simulation import AllCores, Arrival, Fate, poisson_arrivals, simulate
 from forwardpass.core.tensors import Array, Signature, TensorSpec
+from forwardpass.core.wide_runs import WideRuns
 from forwardpass.errors import DeadlineExceeded, NotReady, Overloaded, RequestError
 from forwardpass.serve.dispatching import Dispatcher
 from forwardpass.serve.metrics import ModelMetrics
@@ -41,6 +42,11 @@ def service(num_rows: int) -> float:
     return 5e-3 + 0.517131e-3 * num_rows
 
 
+def wide_service(num_rows: int) -> float:
+    """Return how long the first worker takes with all cores."""
+    return 0.617 * service(num_rows)
+
+
 def in_virtual_time(work: Callable[[], Coroutine[Any, Any, T]]) -> T:
     loop = VirtualTimeLoop()
     try:
@@ -60,7 +66,9 @@ class Rig:
         num_workers: int = 1,
         axes: Sequence[str] = (),
         unseen_s: float = 0.0,
+        wide_runs: WideRuns | None = None,
     ) -> None:
+        self._has_wide = wide_runs is not None
         self._unseen_s = unseen_s
         self.loop = loop
         self.padding = ShapePadding(SIGNATURE, axes)
@@ -71,6 +79,7 @@ class Rig:
             padding=self.padding,
             metrics=ModelMetrics(slo_s=None),
             hang_s=60.0,
+            wide_runs=wide_runs,
             clock=loop.time,
         )
         self.workers: list[TimedWorker] = []
@@ -78,7 +87,8 @@ class Rig:
             self.dispatcher.add_worker(self._make)
 
     def _make(self, listener: WorkerListener) -> WorkerProcess:
-        self.workers.append(TimedWorker(listener, service, unseen_s=self._unseen_s))
+        wide = wide_service if self._has_wide and not self.workers else None
+        self.workers.append(TimedWorker(listener, service, unseen_s=self._unseen_s, wide_service=wide))
         return cast(WorkerProcess, self.workers[-1])
 
     def submit(self, tokens: Array, timeout_s: float, answer: Callable[[Result], None]) -> None:
@@ -102,23 +112,40 @@ def new_queue(num_workers: int = 1, **changes: Any) -> BatchQueue:
     return BatchQueue(latency=LatencyEstimate(TABLE), **named)
 
 
-@pytest.mark.parametrize("load", [0.5, 0.95, 1.3, 2.5])
-@pytest.mark.parametrize("num_workers", [1, 2])
+def new_wide_runs() -> WideRuns:
+    points = (
+        LatencyPoint(batch_size=point.batch_size, p50_s=0.6 * point.p50_s, p95_s=0.6 * point.p95_s)
+        for point in TABLE.points
+    )
+    return WideRuns(narrow=TABLE, wide=LatencyTable(num_threads=2, points=tuple(points)))
+
+
+@pytest.mark.parametrize("load", [0.005, 0.02, 0.05, 0.1, 0.5, 0.95, 1.3, 2.5])
+@pytest.mark.parametrize(("num_workers", "has_wide"), [(1, False), (2, False), (2, True), (3, True)])
 @pytest.mark.parametrize("slo_s", [0.05, 0.025])
-def test_the_dispatcher_does_what_the_simulation_says(load: float, num_workers: int, slo_s: float) -> None:
-    """Every request has the same fate at the same time, under every load."""
+def test_the_dispatcher_does_what_the_simulation_says(
+    load: float, num_workers: int, has_wide: bool, slo_s: float
+) -> None:
+    """Every request has the same fate at the same time, under every load, and lone ones run on all cores."""
     generator = np.random.default_rng(int(load * 10))
     rate = load * num_workers * 32 / service(32)
     arrivals = poisson_arrivals(rate, duration_s=2.0, timeout_s=slo_s, generator=generator)
     expected = simulate(
-        arrivals, new_queue(num_workers), service=lambda rows, size: service(rows), num_workers=num_workers
+        arrivals,
+        new_queue(num_workers),
+        service=lambda rows, size: service(rows),
+        num_workers=num_workers,
+        all_cores=AllCores(runs=new_wide_runs(), service=lambda rows, size: wide_service(rows)) if has_wide else None,
     )
+    num_wide: list[int] = []
     fates = [Fate.EXPIRED] * len(arrivals)
     latencies_s = [float("nan")] * len(arrivals)
 
     async def play() -> None:
         loop = cast(VirtualTimeLoop, asyncio.get_running_loop())
-        rig = Rig(loop, new_queue(num_workers), num_workers=num_workers)
+        rig = Rig(
+            loop, new_queue(num_workers), num_workers=num_workers, wide_runs=new_wide_runs() if has_wide else None
+        )
 
         def arrive(number: int, arrival: Arrival) -> None:
             def answer(result: Result) -> None:
@@ -140,9 +167,12 @@ def test_the_dispatcher_does_what_the_simulation_says(load: float, num_workers: 
         loop.call_at(10.0, done.set_result, None)
         await done
         assert rig.dispatcher.is_idle
+        num_wide.append(sum(worker.num_wide for worker in rig.workers))
 
     in_virtual_time(play)
     assert fates == list(expected.fates)
+    assert num_wide == [sum(batch.is_wide for batch in expected.batches)]
+    assert not has_wide or load > 0.02 or num_wide[0] > 0.1 * len(arrivals)
     np.testing.assert_allclose(latencies_s, expected.latencies_s, rtol=1e-6)
 
 
@@ -150,13 +180,16 @@ BACK_S = 0.2e-3
 """A client's next request comes so much later than its answer."""
 
 
-def batches_of_a_crowd(num_clients: int, *, is_waited_for: bool, num_workers: int = 1) -> list[list[int]]:
-    """Return each worker's sizes of batches, of clients that ask again soon after an answer, one after the other."""
-    ran: list[list[int]] = []
+def workers_of_a_crowd(
+    num_clients: int, *, is_waited_for: bool, num_workers: int = 1, has_wide: bool = False
+) -> list[TimedWorker]:
+    """Return the workers, after clients that ask again soon after an answer, one after the other."""
+    ran: list[TimedWorker] = []
 
     async def play() -> None:
         loop = cast(VirtualTimeLoop, asyncio.get_running_loop())
-        rig = Rig(loop, new_queue(num_workers), num_workers=num_workers)
+        wide_runs = new_wide_runs() if has_wide else None
+        rig = Rig(loop, new_queue(num_workers), num_workers=num_workers, wide_runs=wide_runs)
         left = 400
         done = loop.create_future()
 
@@ -174,11 +207,17 @@ def batches_of_a_crowd(num_clients: int, *, is_waited_for: bool, num_workers: in
         for _ in range(num_clients):
             ask()
         await done
-        ran.extend(worker.num_rows for worker in rig.workers)
+        ran.extend(rig.workers)
 
     with patch.object(regathering, "SHARE_OF_SAVING", 0.4 if is_waited_for else 0.0):
         in_virtual_time(play)
     return ran
+
+
+def batches_of_a_crowd(num_clients: int, *, is_waited_for: bool, num_workers: int = 1) -> list[list[int]]:
+    """Return each worker's sizes of batches."""
+    ran = workers_of_a_crowd(num_clients, is_waited_for=is_waited_for, num_workers=num_workers)
+    return [worker.num_rows for worker in ran]
 
 
 def test_clients_that_were_answered_together_share_a_batch_again() -> None:
@@ -207,6 +246,49 @@ def test_a_lone_client_is_never_made_to_wait() -> None:
         return loop.time()
 
     assert in_virtual_time(play) == pytest.approx(20 * service(1))
+
+
+def test_a_lone_client_has_all_cores() -> None:
+    (first, second) = workers_of_a_crowd(1, is_waited_for=True, num_workers=2, has_wide=True)
+    assert (first.num_wide, second.num_rows) == (400, [])
+
+
+@pytest.mark.parametrize("num_clients", [2, 3, 8])
+def test_a_crowd_is_served_by_all_workers_and_seldom_by_all_cores(num_clients: int) -> None:
+    ran = workers_of_a_crowd(num_clients, is_waited_for=True, num_workers=2, has_wide=True)
+    assert sum(worker.num_wide for worker in ran) < 20
+    assert min(sum(worker.num_rows) for worker in ran) > 0.3 * 400
+
+
+def test_who_comes_while_a_request_has_all_cores_waits_for_its_end_and_that_is_predicted() -> None:
+    """A newcomer is not run beside it; who could not be in time behind it is refused at once."""
+
+    async def play() -> tuple[float, list[int]]:
+        loop = cast(VirtualTimeLoop, asyncio.get_running_loop())
+        rig = Rig(loop, new_queue(2), num_workers=2, wide_runs=new_wide_runs())
+        answered = loop.create_future()
+        rig.submit(np.array([[1]]), 60.0, lambda _: None)
+        rig.submit(np.array([[2]]), 60.0, lambda _: answered.set_result(loop.time()))
+        with pytest.raises(Overloaded):
+            rig.submit(np.array([[3]]), 1.5 * wide_service(1), lambda _: None)
+        return await answered, [worker.num_wide for worker in rig.workers]
+
+    ended_s, wide = in_virtual_time(play)
+    assert ended_s == pytest.approx(2 * wide_service(1))
+    assert wide == [2, 0]
+
+
+def test_a_request_whose_run_on_all_cores_failed_is_run_again_by_a_worker() -> None:
+    async def play() -> list[int]:
+        loop = cast(VirtualTimeLoop, asyncio.get_running_loop())
+        rig = Rig(loop, new_queue(2), num_workers=2, wide_runs=new_wide_runs())
+        answered = loop.create_future()
+        rig.submit(np.array([[1]]), 60.0, answered.set_result)
+        rig.workers[0].lose()
+        await answered
+        return [worker.num_wide for worker in rig.workers]
+
+    assert in_virtual_time(play) == [1, 0]
 
 
 def test_a_worker_that_waits_in_vain_goes_on_with_what_is_there() -> None:

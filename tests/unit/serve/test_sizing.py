@@ -10,7 +10,7 @@ from forwardpass.bundle import BundledVariant, GoldenRecord, PaddingRecord
 from forwardpass.core.latency import LatencyPoint, LatencyTable
 from forwardpass.core.slo import Slo
 from forwardpass.core.variants import BatchInvariance, Format, Precision, Recipe
-from forwardpass.serve.settings import ModelSettings, SameAnswer
+from forwardpass.serve.settings import LowLoadThreads, ModelSettings, SameAnswer
 from forwardpass.serve.sizing import choose_sizing, paddable_axes
 
 BITWISE, FIXED, TOLERANCE, INTERFERENCE = (
@@ -31,16 +31,19 @@ def variant(
     *tables: LatencyTable,
     exact: tuple[int, ...] = (),
     padding: BatchInvariance | None = None,
+    exact_threads: tuple[int, ...] = (),
+    format: Format = Format.ONNX,  # noqa: A002
 ) -> BundledVariant:
     return BundledVariant(
         name="v",
-        format=Format.ONNX,
+        format=format,
         precision=Precision.FP32,
         path="v.onnx",
         recipe=Recipe(),
         invariance=invariance,
         golden=GoldenRecord(path="g", tolerance=1e-4),
         exact_batch_sizes=exact,
+        exact_thread_counts=exact_threads,
         padding=PaddingRecord(axis="length", invariance=padding) if padding else None,
         latency=tables,
     )
@@ -124,3 +127,68 @@ def test_a_target_lets_workers_of_one_thread_win_if_they_are_in_time_and_not_too
 def test_every_core_gets_a_worker_unless_the_front_needs_it(row_ms: float, num_workers: int) -> None:
     chosen = choose_sizing(variant(BITWISE, table({1: row_ms})), ModelSettings(), slo=None, num_cores=2)
     assert chosen.num_workers == num_workers
+
+
+ONE = table({1: 13.5, 2: 24.5, 4: 46.2, 8: 92.9}, 1)
+TWO = table({1: 7.3, 2: 14.3, 4: 28.0, 8: 49.3}, 2)
+HARDLY = table({1: 11.0, 2: 20.0, 4: 38.0, 8: 70.0}, 2)
+SLO = Slo(percent=99, limit_s=0.1)
+
+
+@pytest.mark.parametrize(
+    ("tables", "settings", "megabytes", "num_cores", "threads_when_alone"),
+    [
+        ((ONE, TWO), ModelSettings(), 40, 2, 2),
+        ((ONE, TWO), ModelSettings(low_load_threads=LowLoadThreads.OFF), 40, 2, None),
+        ((ONE, TWO), ModelSettings(num_threads=1), 40, 2, None),  # which the operator has said of every request
+        ((ONE, TWO), ModelSettings(num_workers=1), 40, 2, None),
+        ((ONE, HARDLY), ModelSettings(), 40, 2, None),
+        ((ONE, TWO), ModelSettings(), 400, 2, None),  # a third copy would pass a gibibyte
+        ((ONE, TWO), ModelSettings(), 40, 1, None),
+        ((ONE,), ModelSettings(), 40, 2, None),
+        ((), ModelSettings(num_workers=2), 40, 2, None),
+    ],
+)
+def test_a_lone_request_has_all_cores_where_that_is_wanted_and_clearly_sooner_and_small(
+    tables: tuple[LatencyTable, ...],
+    settings: ModelSettings,
+    megabytes: int,
+    num_cores: int,
+    threads_when_alone: int | None,
+) -> None:
+    chosen = choose_sizing(
+        variant(TOLERANCE, *tables), settings, slo=SLO, num_cores=num_cores, variant_bytes=megabytes * 10**6
+    )
+    assert (chosen.wide.num_threads if chosen.wide else None) == threads_when_alone
+
+
+@pytest.mark.parametrize(
+    ("invariance", "exact_threads", "asked", "has_wide"),
+    [
+        (BITWISE, (1, 2), SameAnswer.AFFORDABLE, True),
+        (BITWISE, (), SameAnswer.AFFORDABLE, False),
+        (BITWISE, (), SameAnswer.ROUNDING, True),
+        (BITWISE, (1, 4), SameAnswer.BITWISE, False),
+        (FIXED, (), SameAnswer.AFFORDABLE, True),  # answers are the same up to rounding anyway
+        (FIXED, (), SameAnswer.BITWISE, False),
+        (FIXED, (1, 2), SameAnswer.BITWISE, True),
+        (TOLERANCE, (), SameAnswer.AFFORDABLE, True),
+        (INTERFERENCE, (), SameAnswer.AFFORDABLE, False),
+        (INTERFERENCE, (1, 2), SameAnswer.AFFORDABLE, True),
+    ],
+)
+def test_a_lone_request_has_all_cores_only_if_its_answer_is_as_equal_as_asked(
+    invariance: BatchInvariance, exact_threads: tuple[int, ...], asked: SameAnswer, has_wide: bool
+) -> None:
+    exact = (2, 8) if invariance is FIXED else ()
+    tested = variant(invariance, ONE, TWO, exact=exact, exact_threads=exact_threads)
+    chosen = choose_sizing(tested, ModelSettings(same_answer=asked), slo=SLO, num_cores=2)
+    assert chosen.num_workers == 2
+    assert (chosen.wide is not None) == has_wide
+
+
+def test_only_sessions_that_have_threads_of_their_own_share_a_process() -> None:
+    chosen = choose_sizing(
+        variant(TOLERANCE, ONE, TWO, format=Format.TORCHSCRIPT), ModelSettings(), slo=SLO, num_cores=2
+    )
+    assert (chosen.num_workers, chosen.wide) == (2, None)
