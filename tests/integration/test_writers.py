@@ -15,9 +15,11 @@ from forwardpass.core.samples import SampleGroup, Samples
 from forwardpass.core.tensors import Array
 from forwardpass.core.variants import Format
 from forwardpass.errors import NothingToQuantise
+from forwardpass.optimize import rescaling
 from forwardpass.optimize.calibration import CalibrationMethod
 from forwardpass.optimize.naming import load_named
 from forwardpass.optimize.probe import int8_saturates
+from forwardpass.optimize.rescaling import write_static_forms
 from forwardpass.optimize.writers import (
     CHAIN_OPERATORS,
     plan_static,
@@ -195,3 +197,47 @@ def test_an_embedding_alone_is_not_quantised(tmp_path: Path) -> None:
 
 def test_the_probe_gives_an_answer_for_this_processor() -> None:
     assert int8_saturates() in (True, False)
+
+
+@pytest.mark.parametrize("operators", [None, CHAIN_OPERATORS])
+@pytest.mark.parametrize("largest_bias", [1.0, 1e9])
+def test_one_writing_gives_the_bytes_of_every_calibration_method(
+    cnn: Path, tmp_path: Path, operators: tuple[str, ...] | None, largest_bias: float
+) -> None:
+    """Also where a bias is so large that the writer widens the scales of the weights, each method another way."""
+    model = onnx.load(str(cnn))
+    for node in model.graph.node:
+        if node.op_type == "Conv" and len(node.input) > 2:
+            bias = next(tensor for tensor in model.graph.initializer if tensor.name == node.input[2])
+            values = numpy_helper.to_array(bias) + np.float32(largest_bias)
+            bias.CopyFrom(numpy_helper.from_array(values.astype(np.float32), bias.name))
+    onnx.save(model, str(tmp_path / "model.onnx"))
+    source = tmp_path / "folded.onnx"
+    save_optimised(tmp_path / "model.onnx", source, level="basic")
+    samples = samples_of(3, 8, 8)
+    if operators is None:
+        plan = plan_static(source, samples)
+    else:
+        nodes = frozenset(node.name for node in whole_nodes(load_named(source)))
+        plan = plan_static(source, samples, nodes=nodes, operators=operators)
+    targets = {method: tmp_path / f"{method.value}.onnx" for method in CalibrationMethod}
+    write_static_forms(source, targets, plan, reduce_range=False)
+    for method, target in targets.items():
+        write_static(source, tmp_path / "alone.onnx", plan, method=method, reduce_range=False)
+        assert target.read_bytes() == (tmp_path / "alone.onnx").read_bytes()
+    assert len({target.read_bytes() for target in targets.values()}) == 3
+
+
+def test_the_weights_of_a_perceptron_are_quantised_once_for_all_calibration_methods(
+    mlp: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = tmp_path / "folded.onnx"
+    save_optimised(mlp, source, level="basic")
+    plan = plan_static(source, samples_of(64))
+    targets = {method: tmp_path / f"{method.value}.onnx" for method in CalibrationMethod}
+    alone = {method: tmp_path / f"alone-{method.value}.onnx" for method in CalibrationMethod}
+    for method, target in alone.items():
+        write_static(source, target, plan, method=method, reduce_range=True)
+    monkeypatch.setattr(rescaling, "write_static", lambda *_, **__: pytest.fail("written twice"))
+    write_static_forms(source, targets, plan, reduce_range=True)
+    assert all(targets[method].read_bytes() == alone[method].read_bytes() for method in targets)

@@ -70,8 +70,11 @@ class TensorHistogram:
         if self.counts is None:
             self.counts = np.zeros(NUM_BINS, dtype=np.int64)
         width = (self.high - self.low) or 1.0
-        bins = ((values.reshape(-1).astype(np.float64) - self.low) * (NUM_BINS / width)).astype(np.int64)
-        self.counts += np.bincount(np.clip(bins, 0, NUM_BINS - 1), minlength=NUM_BINS)
+        places = np.subtract(values.reshape(-1), self.low, dtype=np.float64)
+        places *= NUM_BINS / width
+        bins = places.astype(np.int64)
+        np.clip(bins, 0, NUM_BINS - 1, out=bins)
+        self.counts += np.bincount(bins, minlength=NUM_BINS)
 
     def mark(self, num_calls: int) -> None:
         """Remember the counts as they are now."""

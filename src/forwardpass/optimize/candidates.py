@@ -23,6 +23,7 @@ from forwardpass.optimize.clocking import Timer
 from forwardpass.optimize.gains import NodeGain, slower_dynamic, slower_static
 from forwardpass.optimize.library import onnx
 from forwardpass.optimize.naming import load_named
+from forwardpass.optimize.rescaling import write_static_forms
 from forwardpass.optimize.smoothing import plan_smoothing, write_smoothed
 from forwardpass.optimize.writers import (
     CHAIN_OPERATORS,
@@ -35,7 +36,6 @@ from forwardpass.optimize.writers import (
     write_dynamic,
     write_fp16_storage,
     write_graph,
-    write_static,
 )
 from forwardpass.predict import FLOAT_TOLERANCE, relative_error
 from forwardpass.runtimes import RuntimeOptions, open_runtime
@@ -250,7 +250,8 @@ def _static(workshop: Workshop, source: Path, target: Path) -> Step:
 def _calibrated(workshop: Workshop, source: Path, target: Path, plan: StaticPlan) -> tuple[CalibrationMethod, Step]:
     """Write with every calibration method, and keep the file whose answers are nearest to the baseline's."""
     trials = {method: target.with_name(f"{target.stem}-{method.value}.onnx") for method in CalibrationMethod}
-    errors = {method: _trial(workshop, source, plan, method, trial) for method, trial in trials.items()}
+    write_static_forms(source, trials, plan, reduce_range=workshop.reduce_range)
+    errors = {method: float(np.mean(_errors(workshop, trial))) for method, trial in trials.items()}
     best = min(errors, key=lambda method: errors[method])
     trials[best].replace(target)
     for trial in trials.values():
@@ -270,12 +271,6 @@ def _calibrated(workshop: Workshop, source: Path, target: Path, plan: StaticPlan
         ),
     )
     return best, step
-
-
-def _trial(workshop: Workshop, source: Path, plan: StaticPlan, method: CalibrationMethod, trial: Path) -> float:
-    """Write with a calibration method and return the mean relative error over some calibration samples."""
-    write_static(source, trial, plan, method=method, reduce_range=workshop.reduce_range)
-    return float(np.mean(_errors(workshop, trial)))
 
 
 def _errors(workshop: Workshop, file: Path) -> list[float]:

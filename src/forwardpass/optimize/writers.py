@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -19,6 +20,9 @@ from forwardpass.optimize.weight_scales import scale_overrides
 from forwardpass.runtimes import RuntimeOptions
 from forwardpass.runtimes.onnx import OnnxRuntime, save_optimised
 
+if TYPE_CHECKING:
+    from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
+
 __all__ = [
     "CHAIN_OPERATORS",
     "MATRIX_OPERATORS",
@@ -27,6 +31,7 @@ __all__ = [
     "exposing",
     "plan_static",
     "quantisable_nodes",
+    "static_quantizer",
     "whole_nodes",
     "write_dynamic",
     "write_fp16_storage",
@@ -166,6 +171,21 @@ def write_static(
     source: Path, target: Path, plan: StaticPlan, *, method: CalibrationMethod, reduce_range: bool
 ) -> None:
     """Quantise weights (8 bits signed, a scale per channel) and activations (8 bits unsigned) with fixed ranges."""
+    with quiet_quantizer():
+        quantizer = static_quantizer(load_named(source), plan, method=method, reduce_range=reduce_range)
+        quantizer.quantize_model()
+        onnx.save(quantizer.model.model, str(target))
+
+
+def static_quantizer(
+    model: onnx.ModelProto,
+    plan: StaticPlan,
+    *,
+    method: CalibrationMethod,
+    reduce_range: bool,
+    scales_weights: bool = True,
+) -> QDQQuantizer:
+    """Return onnxruntime's writer for a plan, told the scales of activations and, if wished, those of weights."""
     from onnxruntime.quantization import CalibrationMethod as WriterMethod
     from onnxruntime.quantization import QuantType
     from onnxruntime.quantization.calibrate import TensorData, TensorsData
@@ -173,28 +193,25 @@ def write_static(
 
     ranges = {name: choose_range(histogram, method) for name, histogram in plan.histograms.items()}
     tensors = {name: TensorData(lowest=_array(r, "low"), highest=_array(r, "high")) for name, r in ranges.items()}
-    model, chosen = load_named(source), set(plan.nodes)
-    written = [node for node in model.graph.node if node.name in chosen]
+    chosen = set(plan.nodes)
+    written = [node for node in model.graph.node if node.name in chosen] if scales_weights else []
     _skip_inference_of_known(model, plan.histograms)
-    with quiet_quantizer():
-        quantizer = QDQQuantizer(
-            model,
-            per_channel=True,
-            reduce_range=reduce_range,
-            weight_qType=QuantType.QInt8,
-            activation_qType=QuantType.QUInt8,
-            tensors_range=TensorsData(WriterMethod.MinMax, tensors),
-            nodes_to_quantize=list(plan.nodes),
-            nodes_to_exclude=[],
-            op_types_to_quantize=list(plan.operators),
-            extra_options={
-                "MatMulConstBOnly": True,
-                "OpTypesToExcludeOutputQuantization": list(MATRIX_OPERATORS),
-                "TensorQuantOverrides": scale_overrides(model, written, reduce_range=reduce_range),
-            },
-        )
-        quantizer.quantize_model()
-        onnx.save(quantizer.model.model, str(target))
+    return QDQQuantizer(
+        model,
+        per_channel=True,
+        reduce_range=reduce_range,
+        weight_qType=QuantType.QInt8,
+        activation_qType=QuantType.QUInt8,
+        tensors_range=TensorsData(WriterMethod.MinMax, tensors),
+        nodes_to_quantize=list(plan.nodes),
+        nodes_to_exclude=[],
+        op_types_to_quantize=list(plan.operators),
+        extra_options={
+            "MatMulConstBOnly": True,
+            "OpTypesToExcludeOutputQuantization": list(MATRIX_OPERATORS),
+            "TensorQuantOverrides": scale_overrides(model, written, reduce_range=reduce_range),
+        },
+    )
 
 
 _FROM_GEMM = "_MatMul"
@@ -216,7 +233,8 @@ def _skip_inference_of_known(model: onnx.ModelProto, names: Iterable[str]) -> No
     """Mark a model in which the types of these tensors are known, so that the writer does not infer them once more."""
     graph = model.graph
     known = {value.name for value in (*graph.value_info, *graph.input, *graph.output)}
-    if known.issuperset(names):
+    is_marked = any(it.value == _TYPES_ARE_KNOWN[1] for it in model.metadata_props)
+    if known.issuperset(names) and not is_marked:
         mark = model.metadata_props.add()
         mark.key, mark.value = _TYPES_ARE_KNOWN
 
