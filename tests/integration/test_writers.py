@@ -17,7 +17,7 @@ from forwardpass.core.variants import Format
 from forwardpass.errors import NothingToQuantise
 from forwardpass.optimize import rescaling
 from forwardpass.optimize.calibration import CalibrationMethod
-from forwardpass.optimize.naming import load_named
+from forwardpass.optimize.naming import load_named, load_structure
 from forwardpass.optimize.probe import int8_saturates
 from forwardpass.optimize.rescaling import write_static_forms
 from forwardpass.optimize.writers import (
@@ -241,3 +241,18 @@ def test_the_weights_of_a_perceptron_are_quantised_once_for_all_calibration_meth
     monkeypatch.setattr(rescaling, "write_static", lambda *_, **__: pytest.fail("written twice"))
     write_static_forms(source, targets, plan, reduce_range=True)
     assert all(targets[method].read_bytes() == alone[method].read_bytes() for method in targets)
+
+
+def test_the_structure_of_a_file_is_read_once_and_holds_no_weights(cnn: Path, tmp_path: Path) -> None:
+    source = tmp_path / "cnn.onnx"
+    source.write_bytes(cnn.read_bytes())
+    structure = load_structure(source)
+    assert load_structure(source) is structure
+    whole = load_named(source)
+    assert structure.graph.node == whole.graph.node
+    assert [it.dims for it in structure.graph.initializer] == [it.dims for it in whole.graph.initializer]
+    assert [node.name for node in whole_nodes(structure)] == [node.name for node in whole_nodes(whole)]
+    assert structure.ByteSize() < whole.ByteSize()
+    whole.graph.node[0].name = "another"
+    onnx.save(whole, str(source))
+    assert load_structure(source).graph.node[0].name == "another"

@@ -22,7 +22,7 @@ from forwardpass.optimize.calibration import (
 from forwardpass.optimize.clocking import Timer
 from forwardpass.optimize.gains import NodeGain, slower_dynamic, slower_static
 from forwardpass.optimize.library import onnx
-from forwardpass.optimize.naming import load_named
+from forwardpass.optimize.naming import load_structure
 from forwardpass.optimize.rescaling import write_static_forms
 from forwardpass.optimize.smoothing import plan_smoothing, write_smoothed
 from forwardpass.optimize.writers import (
@@ -174,7 +174,7 @@ def _make_static(workshop: Workshop, target: Path) -> Step:
 
 def _make_whole(workshop: Workshop, target: Path) -> Step:
     source = folded(workshop)
-    nodes = frozenset(node.name for node in whole_nodes(load_named(source)))
+    nodes = frozenset(node.name for node in whole_nodes(load_structure(source)))
     known = workshop.seen(source)
     plan = plan_static(source, workshop.calibration, nodes=nodes, operators=CHAIN_OPERATORS, known=known)
     return _calibrated(workshop, source, target, plan)[1]
@@ -211,7 +211,7 @@ def not_slower(source: Path, operators: Sequence[str], slower: Set[str]) -> Set[
 
     Where all are slower, the whole in 8 bits is still smaller, and a reader sees what that costs.
     """
-    model = load_named(source)
+    model = load_structure(source)
     nodes = {node.name: node for node in quantisable_nodes(model, operators)}
     activated = {output for node in model.graph.node if node.op_type in FUSED_ACTIVATIONS for output in node.output}
     dropped = {name for name in slower if name in nodes and nodes[name].input[0] not in activated}

@@ -20,7 +20,7 @@ from forwardpass.optimize.gains import (
     slower_static,
 )
 from forwardpass.optimize.library import onnx
-from forwardpass.optimize.naming import load_named
+from forwardpass.optimize.naming import load_structure
 from forwardpass.optimize.weighting import WEIGHTS
 from forwardpass.optimize.weights import FORMS
 from forwardpass.optimize.writers import MATRIX_OPERATORS, QUANTISED_OPERATORS, whole_nodes
@@ -104,7 +104,7 @@ def forecast_savings(source: Path, gains: Mapping[str, NodeGain]) -> Forecast | 
     """Return what every variant of the float file saves by the gains of its nodes; None if no node was measured."""
     if not any(gain.float_s for gain in gains.values()):
         return None
-    model = load_named(source)
+    model = load_structure(source)
     saved_s = dict.fromkeys(AS_IN_FLOAT, 0.0)
     saved_s |= {MIXED: _mixed_s(model, gains)} | {name: _weights_s(gains, bits) for bits, (name, _) in WEIGHTS.items()}
     with suppress(NothingToQuantise):

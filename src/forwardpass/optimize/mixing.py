@@ -24,7 +24,7 @@ from forwardpass.optimize.gains import (
 from forwardpass.optimize.knapsack import Item
 from forwardpass.optimize.library import onnx
 from forwardpass.optimize.mixed import MixedSearch, run_search
-from forwardpass.optimize.naming import load_named
+from forwardpass.optimize.naming import load_named, load_structure
 from forwardpass.optimize.results import content_key
 from forwardpass.optimize.sensitivity import node_errors
 from forwardpass.optimize.terms import Terms
@@ -107,7 +107,7 @@ def build_mixed(work: MixedWork) -> Variant | None:
 
 def layers_of(work: MixedWork) -> tuple[LayerEvidence, ...]:
     """Return what is known of each node, in the order of the graph."""
-    model = load_named(work.source)
+    model = load_structure(work.source)
     return tuple(_layer(work, model, node) for node in weighted_nodes(model))
 
 
@@ -150,7 +150,7 @@ def _universe(work: MixedWork, links: Mapping[str, Neighbours], plain: StaticPla
     """Return the nodes that may gain: for speed those that are faster, else all."""
     if not work.terms.is_for_speed:
         return frozenset(plain.nodes)
-    found = completed(load_named(work.source), gaining_nodes(work.gains, links, frozenset(work.gains)))
+    found = completed(load_structure(work.source), gaining_nodes(work.gains, links, frozenset(work.gains)))
     if not found:
         best = max((gain.static.value for gain in work.gains.values() if gain.static), default=0.0)
         raise NothingGained(

@@ -15,7 +15,7 @@ from forwardpass.optimize.entries import SHARE_OF_MAKING, SHARE_OF_SCORING, Entr
 from forwardpass.optimize.gains import describe_node, slower_static
 from forwardpass.optimize.making import MadeVariant, attempt, measure_nodes, recall, record
 from forwardpass.optimize.mixing import MixedWork, build_mixed, layers_of
-from forwardpass.optimize.naming import load_named
+from forwardpass.optimize.naming import load_structure
 from forwardpass.optimize.results import content_key, hash_file
 from forwardpass.optimize.scoring import Scorer, score_one
 from forwardpass.optimize.terms import Terms
@@ -177,7 +177,7 @@ def make_weights(
 def _with_weights(layers: Sequence[LayerEvidence], work: WeightWork) -> tuple[LayerEvidence, ...]:
     """Add to what is known of the nodes what is known of their weights alone."""
     known = {layer.name: layer for layer in layers}
-    model = load_named(folded(work.terms.workshop))
+    model = load_structure(folded(work.terms.workshop))
     for node in weight_nodes(model):
         layer = known.get(node.name) or LayerEvidence(name=node.name, what=describe_node(model, node))
         known[node.name] = replace(layer, weights=evidence_of(work, node.name))
