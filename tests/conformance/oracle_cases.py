@@ -149,6 +149,16 @@ def wrong_tensors() -> Iterator[Case]:
     yield in_json("inputs of different batch sizes", "add", *(_term(name, rows) for name, rows in (("a", 1), ("b", 2))))
     yield in_json("unknown output", model, tensor("x", ROWS, data=LISTED), outputs=[{"name": "z"}])
     yield in_json("an output twice", model, tensor("x", ROWS, data=LISTED), outputs=[{"name": "y"}, {"name": "y"}])
+    classes = {"name": "y", "parameters": {"classification": 1}}
+    yield in_json("an output as classes", model, tensor("x", ROWS, data=LISTED), outputs=[classes])
+    shared = {"shared_memory_region": "unknown", "shared_memory_byte_size": 16}
+    yield in_json(
+        "an output in shared memory",
+        model,
+        tensor("x", ROWS, data=LISTED),
+        outputs=[{"name": "y", "parameters": shared}],
+    )
+    yield in_json("an input in shared memory", model, tensor("x", ROWS, parameters=shared))
 
 
 def _term(name: str, num_rows: int) -> dict[str, object]:
@@ -343,6 +353,20 @@ CHOSEN = (
     ),
     Difference(
         what="an output named twice", ours=400, theirs=200, why="a slip of the client", cases=("an output twice",)
+    ),
+    Difference(
+        what="an output as classes (`classification`)",
+        ours=400,
+        theirs=200,
+        why="that extension is not announced, and a client would misread a plain tensor",
+        cases=("an output as classes",),
+    ),
+    Difference(
+        what="a tensor in a shared memory region that is not registered",
+        ours=400,
+        theirs=404,
+        why="no region can be registered here",
+        cases=("an output in shared memory", "an input in shared memory"),
     ),
     Difference(
         what="`Inference-Header-Content-Length: +148`",
