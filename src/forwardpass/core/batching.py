@@ -38,7 +38,12 @@ MAX_LOOKED_AT = 256
 """Tickets from the head of a line that are weighed against each other at most."""
 
 SIZE_SMOOTHING = 1 / 4
-"""For the running mean of how large batches have been, by which a newcomer guesses how large its own will be."""
+"""For the running mean of how large batches have been."""
+
+CAUTION_GAINED = 1 / 2
+"""Of what is missing, when a request is dropped that had been taken in: predictions were too good …"""
+CAUTION_LOST = 1e-3
+"""… and of what is there, with every request that runs: refusing those who would have been in time is no better."""
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
@@ -127,6 +132,8 @@ class BatchQueue:
         self._num_waiting = self._num_rows = self._next_number = 0
         self._num_refused = self._num_expired = self._num_batches = self._num_batched = 0
         self._mean_rows = 1.0
+        self._caution = 0.0
+        """How far a newcomer reckons with a batch as large as they have been lately, from 0 to 1."""
 
     def admit(self, ticket: Ticket, *, now_s: float, busy_until_s: float, rows_elsewhere: int = 0) -> None:
         """Refuse a ticket that would come too late; `busy_until_s` is when the first worker is free.
@@ -175,7 +182,7 @@ class BatchQueue:
         expired: list[Ticket] = []
         most = self._padded(-(-self._num_rows // num_free)) if num_free > 1 else self.max_batch_rows
         first = self._take_first(expired, now_s)
-        self._num_expired += len(expired)
+        self._note_expired(len(expired))
         if first is None:
             return Batch(expired=tuple(expired))
         draft = _Draft(first)
@@ -183,6 +190,7 @@ class BatchQueue:
         self._num_batches += 1
         self._num_batched += len(draft.tickets)
         self._mean_rows += SIZE_SMOOTHING * (draft.num_rows - self._mean_rows)
+        self._caution -= min(CAUTION_LOST * len(draft.tickets), 1.0) * self._caution
         return Batch(
             tickets=tuple(draft.tickets),
             expired=tuple(expired),
@@ -223,7 +231,7 @@ class BatchQueue:
             line.remove(ticket)
             self._forget(line, ticket)
         expired = tuple(ticket for ticket in late if not ticket.is_abandoned)
-        self._num_expired += len(expired)
+        self._note_expired(len(expired))
         return expired
 
     def drain(self) -> tuple[Ticket, ...]:
@@ -275,7 +283,9 @@ class BatchQueue:
     def _predict_way(self, ticket: Ticket) -> tuple[float, float]:
         """Predict how long a newcomer waits for full batches ahead of it, and how long its own will run.
 
-        Its own batch holds what is left of those ahead, and is as large as batches have been lately: more will come.
+        Its own batch holds what is left of those ahead; who comes later joins only if that is in time for all. But
+        where such a batch is given up for a larger one, it had better have reckoned with that: after requests that were
+        taken in for nothing, a newcomer reckons with a batch as large as they have been lately.
         """
         most = self.max_batch_rows
         ahead = self.num_rows_ahead(ticket.priority)
@@ -283,9 +293,17 @@ class BatchQueue:
         rows = rest + ticket.num_rows
         if rest and rows > most:
             full, rows = full + 1, ticket.num_rows
-        rows = max(rows, min(round(self._mean_rows), most))
         wait_s = full * self._predict_s(most, ticket.row_size) / self.num_workers if full else 0.0
-        return wait_s, self._predict_s(rows, ticket.row_size)
+        run_s = self._predict_s(rows, ticket.row_size)
+        usual = min(round(self._mean_rows), most)
+        if usual > rows:
+            run_s += self._caution * (self._predict_s(usual, ticket.row_size) - run_s)
+        return wait_s, run_s
+
+    def _note_expired(self, num_expired: int) -> None:
+        self._num_expired += num_expired
+        for _ in range(num_expired):
+            self._caution += CAUTION_GAINED * (1 - self._caution)
 
     # --- what runs together
 

@@ -82,6 +82,29 @@ def test_a_tight_target_keeps_most_of_the_throughput(fixed_s: float, row_s: floa
     assert result.goodput >= 0.7 * capacity
 
 
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_refusing_on_arrival_refuses_hardly_anybody_who_would_have_been_in_time(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A few in a hundred cannot be helped near the capacity; who is refused is to be of these."""
+
+    def play() -> Simulation:
+        generator = np.random.default_rng(seed)
+        service = straight(0.0018, 0.0115)  # a six-layer encoder, by two workers
+        queue = BatchQueue(
+            max_batch_rows=4, max_queue_rows=1024, latency=LatencyEstimate(table(service, (1, 2, 4))), num_workers=2
+        )
+        arrivals = poisson_arrivals(150, duration_s=120.0, timeout_s=0.1, generator=generator)
+        noisy = lambda rows, size: service(rows) * float(generator.normal(1.0, 0.03))  # noqa: E731
+        return simulate(arrivals, queue, service=noisy, num_workers=2)
+
+    asked = play()
+    monkeypatch.setattr(BatchQueue, "admit", lambda *_, **__: None)
+    late = play().fates.count(Fate.EXPIRED)
+    assert asked.fates.count(Fate.REFUSED) + asked.fates.count(Fate.EXPIRED) < 1.5 * late
+    assert asked.fates.count(Fate.EXPIRED) < 0.1 * late, "it is told at once"
+
+
 def test_after_a_burst_everything_is_as_before() -> None:
     generator = np.random.default_rng(3)
     service = straight(5e-3, 0.5e-3)

@@ -113,6 +113,8 @@ cdef enum:
 
 cdef double WORTHWHILE = 0.95
 cdef double SIZE_SMOOTHING = 0.25
+cdef double CAUTION_GAINED = 0.5
+cdef double CAUTION_LOST = 1e-3
 cdef double IDLE_S = 200e-6
 cdef double NEGLIGIBLE_S = 2e-3
 cdef double REFUSAL_KEPT_S = 5e-3
@@ -259,7 +261,7 @@ cdef class Line:
     cdef public bint is_open
     cdef readonly long num_waiting_rows
     cdef readonly long num_accepted, num_refused, num_expired, num_batches, num_batched
-    cdef double mean_rows
+    cdef double mean_rows, caution
     cdef bint is_touched
     cdef double earliest_s
     # counted since the last `take_counts`
@@ -296,6 +298,7 @@ cdef class Line:
         self.max_batch_rows, self.max_queue_rows, self.num_workers = max_batch_rows, max_queue_rows, num_workers
         self.timeout_s = timeout_s
         self.mean_rows = 1.0
+        self.caution = 0.0
         self.refusal_kind = -1
         self.expiry_timeout_s = -1.0
 
@@ -363,7 +366,7 @@ cdef class Line:
     cdef int _admit(self, NativeConnection connection, double now_s) except -1:
         """Take a request in, or answer that it would come too late; return whether it was taken in."""
         cdef long num_rows = connection.infer.num_rows, most = self.max_batch_rows
-        cdef long full, rest, rows, mean, ahead
+        cdef long full, rest, rows, usual, ahead
         cdef double wait_s, run_s
         if self.waiting.size() or self.rows_elsewhere:
             ahead = self.num_waiting_rows + self.rows_ahead
@@ -371,10 +374,11 @@ cdef class Line:
             rows = rest + num_rows
             if rest and rows > most:
                 full, rows = full + 1, num_rows
-            mean = <long> rint(self.mean_rows)
-            rows = max(rows, min(mean, most))
             wait_s = full * self._predict(most) / self.num_workers if full else 0.0
             run_s = self._predict(rows)
+            usual = min(<long> rint(self.mean_rows), most)
+            if usual > rows:
+                run_s += self.caution * (self._predict(usual) - run_s)
             wait_s += max(self.busy_until_s - now_s, 0.0)
             if self.num_waiting_rows + self.rows_elsewhere + num_rows > self.max_queue_rows:
                 self._refuse(connection, now_s, 0, wait_s, self.num_waiting_rows + self.rows_elsewhere)
@@ -542,7 +546,7 @@ cdef class Line:
         cdef double deadline_s, full_s
         cdef str closed = "queue-empty"
         for one in expired:
-            self.num_expired += 1
+            self._note_expired()
             self._expire(one, now_s)
         if first is None:
             return None
@@ -565,6 +569,7 @@ cdef class Line:
         self.num_batches += 1
         self.num_batched += len(taken)
         self.mean_rows += SIZE_SMOOTHING * (num_rows - self.mean_rows)
+        self.caution -= min(CAUTION_LOST * len(taken), 1.0) * self.caution
         batch = NativeBatch()
         batch.connections, batch.num_rows, batch.closed = taken, num_rows, closed
         batch.num_padded = self._padded(num_rows)
@@ -638,6 +643,10 @@ cdef class Line:
         finally:
             PyBuffer_Release(&view)
 
+    cdef void _note_expired(self) noexcept:
+        self.num_expired += 1
+        self.caution += CAUTION_GAINED * (1 - self.caution)
+
     cdef void _count(self, vector[long] &counts, double seconds) noexcept:
         cdef size_t at = 0
         while at < self.edges.size() and self.edges[at] < seconds:
@@ -656,7 +665,7 @@ cdef class Line:
             if one.is_abandoned:
                 continue
             if one.deadline_s <= now_s:
-                self.num_expired += 1
+                self._note_expired()
                 self._expire(one, now_s)
                 continue
             if earliest_s == 0.0 or one.deadline_s < earliest_s:
