@@ -109,6 +109,11 @@ def test_a_module_in_memory_is_left_as_it_was_found(module: torch.nn.Module, tmp
             "Cannot convert the operator 'aten.linalg_eig' (conversion_sources.py:30)",
         ),
         (sources.OneRow(), ExportFailed, "its batch is frozen at 1: forward() raised RuntimeError at conversion_sou"),
+        (
+            sources.SixteenRows(),
+            ExportFailed,
+            "its batch is frozen at 16: forward() raised RuntimeError at ",
+        ),
         (sources.CountingInABuffer(), UnsteadySource, "since forward() changes 'count' in place. Make it an input"),
         (sources.Drawing(), UnsteadySource, "differs by"),
         (sources.FrozenBatch(), ExportFailed, "the source itself does not run with x [1, 4]. A size is a constant"),

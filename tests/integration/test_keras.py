@@ -15,7 +15,7 @@ from forwardpass.convert import keras, plain_model
 from forwardpass.core.protocols import Progress
 from forwardpass.core.samples import SampleGroup, Samples
 from forwardpass.core.tensors import Array
-from forwardpass.errors import ExportFailed, InvalidModel, ParityFailed
+from forwardpass.errors import ExportFailed, InvalidModel, InvalidSamples, ParityFailed
 from tests.models import write_mlp
 
 HERE = Path(__file__).parent
@@ -143,5 +143,5 @@ def test_code_in_a_file_is_not_run_and_samples_that_do_not_fit_are_named(models:
     with pytest.raises(ExportFailed, match="it holds Python code, such as a Lambda layer, which is never run"):
         forwardpass.convert_model(models / "lambda.keras", out=tmp_path / "model.onnx")
     np.savez(tmp_path / "samples.npz", image=np.random.default_rng(0).random((30, 9, 9, 3), np.float32))
-    with pytest.raises(ExportFailed, match=r"arrays image, and it takes pixels float32\[batch, any, any, 3\]"):
+    with pytest.raises(InvalidSamples, match=r"arrays image, and the model takes pixels float32\[batch, any, any, 3\]"):
         forwardpass.convert_model(models / "images.keras", out=tmp_path / "m.onnx", data=str(tmp_path / "samples.npz"))

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from forwardpass.core.protocols import Progress
-from forwardpass.errors import EnvironmentUnavailable, ExportFailed
+from forwardpass.errors import EnvironmentUnavailable, ExportFailed, InvalidSamples
 
 __all__ = ["IsolatedEnvironment", "run_program"]
 
@@ -37,6 +37,7 @@ def run_program(
 
     Raises:
         ExportFailed: the program said that it cannot do it, or ended.
+        InvalidSamples: the program said that the samples are not the model's.
     """
     (folder / "job.json").write_text(json.dumps(job))
     command = [str(python or sys.executable), "-P" if python is None else "-I", str(program), str(folder)]
@@ -48,7 +49,9 @@ def run_program(
     except subprocess.TimeoutExpired as error:
         raise ExportFailed(source=source, reason=f"{name} took longer than {RUN_LIMIT_S:.0f} s") from error
     if finished.returncode != 0:
-        told = folder / "failure.txt"
+        unfit, told = folder / "unfit.txt", folder / "failure.txt"
+        if unfit.is_file():
+            raise InvalidSamples(origin=source, reason=unfit.read_text().strip()[:300])
         reason = told.read_text().strip() if told.is_file() else f"it ended with {finished.returncode}"
         raise ExportFailed(source=source, reason=f"{name} does not take it ({reason[:300]})")
 

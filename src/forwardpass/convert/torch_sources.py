@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 __all__ = ["example_call", "fitting_samples", "open_source", "source_left_as_found"]
 
+USUAL_BATCHES = (1, 4, 8, 16, 32, 64)
+"""What batches are frozen at, the one that users forget before those of trainings."""
+
 
 @contextmanager
 def source_left_as_found(source: TorchSource | nn.Module | Path) -> Iterator[None]:
@@ -77,17 +80,22 @@ def _check_runs(runtime: TorchRuntime, example: dict[str, Array], name: str) -> 
         first = next((line for line in str(error).splitlines() if line.strip()), "no message")
         line = user_line(error)
         reason = f"forward() raised {type(error).__name__}{f' at {line}' if line else ''} for {given}: {first[:200]}"
-        if _runs_one_row(runtime, example):
-            raise ExportFailed(source=name, reason=f"its batch is frozen at 1: {reason}", hint=CONSTANT_SIZE) from error
+        frozen = _frozen_batch(runtime, example)
+        if frozen:
+            reason = f"its batch is frozen at {frozen}: {reason}"
+            raise ExportFailed(source=name, reason=reason, hint=CONSTANT_SIZE) from error
         hint = "Give the arrays the dtypes and shapes that forward() expects."
         raise InvalidSamples(origin=name, reason=reason, hint=hint) from error
 
 
-def _runs_one_row(runtime: TorchRuntime, example: dict[str, Array]) -> bool:
-    with suppress(Exception):  # the call of more rows has failed already; this tells only why
-        runtime.run({tensor: array[:1] for tensor, array in example.items()})
-        return True
-    return False
+def _frozen_batch(runtime: TorchRuntime, example: dict[str, Array]) -> int:
+    """Return the number of rows that the source runs with although it does not run with two; 0 if none is found."""
+    for num_rows in USUAL_BATCHES:
+        rows = np.arange(num_rows) % 2
+        with suppress(Exception):  # the call of two rows has failed already; this tells only why
+            runtime.run({tensor: np.ascontiguousarray(array[rows]) for tensor, array in example.items()})
+            return num_rows
+    return 0
 
 
 def example_call(samples: Samples) -> dict[str, Array]:

@@ -130,12 +130,24 @@ def user_metric(name: str, function: Callable[[Tensors, Array | None], Array], *
                 reason=f"it returned shape {list(array.shape)} for {len(prediction)} samples",
                 hint="Return one score per sample, or one numerator and denominator per sample.",
             )
+        _check_finite(name, array, prediction)
         return array.reshape(len(prediction), -1)
 
     def aggregate(values: Items) -> float:
         return mean_of_items(values) if values.shape[1] == 1 else ratio_of_sums(values)
 
     return Metric(name=name, higher_is_better=higher_is_better, needs_labels=False, items=items, aggregate=aggregate)
+
+
+def _check_finite(name: str, scores: Array, prediction: Prediction) -> None:
+    """Tell a metric that divides by zero from a model that answers with NaN, which is told where all scores are."""
+    numbers = [output for output in prediction.outputs.values() if output.dtype.kind == "f"]
+    if not np.isfinite(scores).all() and all(np.isfinite(output).all() for output in numbers):
+        raise InvalidMetric(
+            metric=name,
+            reason="it returned NaN or infinity for outputs that are finite",
+            hint="Let it return a score for every sample.",
+        )
 
 
 def mean_of_items(items: Items) -> float:

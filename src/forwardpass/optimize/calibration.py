@@ -26,6 +26,7 @@ __all__ = [
     "convergence",
     "describe_convergence",
     "distance_at_half",
+    "read_convergence",
 ]
 
 NUM_BINS = 2048
@@ -131,6 +132,16 @@ def describe_convergence(points: Sequence[ConvergencePoint]) -> str:
     '1: 40.0 %, 2: 0.0 %'
     """
     return ", ".join(f"{point.num_calls}: {point.distance:.1%}".replace("%", " %") for point in points)
+
+
+def read_convergence(line: str) -> tuple[ConvergencePoint, ...]:
+    """Read what `describe_convergence` writes.
+
+    >>> [(point.num_calls, round(point.distance, 3)) for point in read_convergence("1: 40.0 %, 2: 0.0 %")]
+    [(1, 0.4), (2, 0.0)]
+    """
+    pairs = (part.removesuffix(" %").split(": ") for part in line.split(", "))
+    return tuple(ConvergencePoint(num_calls=int(number), distance=float(share) / 100) for number, share in pairs)
 
 
 def distance_at_half(points: Sequence[ConvergencePoint]) -> float:

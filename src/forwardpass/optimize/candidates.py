@@ -66,6 +66,8 @@ MIXED = "int8-mixed"
 WHOLE = "int8-static-whole"
 """The variant that stays in 8 bits from convolution to convolution, through what adds, clips and pools between them."""
 
+CALIBRATION = "calibration"
+CALIBRATION_ERRORS = "errors_by_calibration"
 RANGES_FROM_FINAL = "ranges_from_final_by_samples"
 RANGES_AT_HALF = "ranges_from_final_at_half"
 """Parameters of a recipe: how the calibration has settled."""
@@ -263,7 +265,8 @@ def _calibrated(workshop: Workshop, source: Path, target: Path, plan: StaticPlan
             ("weights", "s8 per channel"),
             ("activations", "u8"),
             ("reduce_range", workshop.reduce_range),
-            ("calibration", best.value),
+            (CALIBRATION, best.value),
+            (CALIBRATION_ERRORS, ", ".join(f"{method.value}: {errors[method]:.2%}" for method in errors)),
             ("num_calibration_samples", len(workshop.calibration)),
             (RANGES_FROM_FINAL, describe_convergence(points)),
             (RANGES_AT_HALF, round(distance_at_half(points), 4)),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from forwardpass.convert import Conversion
+from forwardpass.optimize.calibration_page import calibration_section
 from forwardpass.optimize.reproduction_page import reproduction_section
 from forwardpass.optimize.search_page import (
     candidates_table,
@@ -82,6 +83,7 @@ def evidence_sections(conversion: Conversion, optimization: Optimization) -> Seq
         *path_section(optimization),
         *layers_section(optimization),
         *weights_section(optimization),
+        *calibration_section(optimization),
         reproduction_section(conversion, optimization),
         *profile_sections(profiles),
         machine_section(optimization.machine),

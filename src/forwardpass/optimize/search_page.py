@@ -36,11 +36,14 @@ def candidates_table(optimization: Optimization) -> Markup:
 def reasons_table(optimization: Optimization) -> Markup:
     """Return what became of every variant and why, a sentence each, the chosen one first."""
     ordered = sorted(optimization.candidates, key=lambda candidate: list(_VERDICT_STATES).index(candidate.verdict))
-    columns = [Column(title="Variant"), Column(title="Verdict"), Column(title="Why", kind="wrap")]
-    rows: list[list[str | Markup]] = [
-        [candidate.variant.name, _verdict(candidate), candidate.reason] for candidate in ordered
-    ]
+    columns = [Column(title="Variant"), Column(title="Why", kind="wrap")]
+    rows: list[list[str | Markup]] = [[_name_and_verdict(candidate), candidate.reason] for candidate in ordered]
     return render_table(columns, [RowGroup(rows=rows)], name="Why each variant was chosen, kept or rejected")
+
+
+def _name_and_verdict(candidate: Candidate) -> Markup:
+    """Return both in one narrow cell, so that a sentence has room beside them on a phone."""
+    return Markup("{}<div>{}</div>").format(candidate.variant.name, _verdict(candidate))  # escapes the name
 
 
 def _verdict(candidate: Candidate) -> Markup:

@@ -73,6 +73,18 @@ def test_outputs_that_are_not_finite_are_never_scored() -> None:
         score(METRICS["relative-error"], [broken])
 
 
+def test_a_users_metric_that_has_no_score_is_not_taken_for_a_broken_model() -> None:
+    def none(outputs: Tensors, labels: Array | None) -> Array:
+        return np.full(len(outputs["y"]), np.nan)
+
+    metric = user_metric("shop:none", none, higher_is_better=True)
+    sound, broken = (Prediction(outputs={"y": np.array([[it]])}, reference={}) for it in (1.0, np.nan))
+    with pytest.raises(InvalidMetric, match="it returned NaN or infinity for outputs that are finite"):
+        score(metric, [sound])
+    with pytest.raises(InvalidMetric, match="the model's outputs are not finite"):
+        score(metric, [broken])
+
+
 def test_a_users_rate_is_the_ratio_of_the_sums() -> None:
     def errors_and_words(outputs: Tensors, labels: Array | None) -> Array:
         return np.stack([outputs["errors"], outputs["words"]], axis=1)

@@ -1,7 +1,7 @@
 """Keras files and SavedModel folders to ONNX with TensorFlow and tf2onnx: `python keras_to_onnx.py FOLDER`.
 
 Reads `job.json` (`model`, its path; `opset`) and, if there are samples, `calls.npz` (arrays named `<call>:<input>`) in
-the folder. Writes `model.onnx` and `answers.npz`, or one line into `failure.txt`.
+the folder. Writes `model.onnx` and `answers.npz`, or one line into `failure.txt`, or `unfit.txt` if it is the samples.
 
 The answers are the model's own, in arrays named `<call>:out:<output>` beside the calls as `<call>:in:<input>`; without
 samples the calls are of random numbers.
@@ -24,6 +24,10 @@ SIGNATURE = "serving_default"
 
 class Refused(Exception):
     """The model cannot be used, for a reason that is one sentence."""
+
+
+class Unfit(Refused):
+    """It is the samples that cannot be used."""
 
 
 def main(folder: Path) -> None:
@@ -119,11 +123,11 @@ def given(path: Path, inputs: dict[str, Any]) -> list[dict[str, Any]]:
     wanted = ", ".join(f"{name} {described(spec)}" for name, spec in inputs.items())
     for call in calls.values():
         if set(call) != set(inputs):
-            raise Refused(f"the samples have the arrays {', '.join(call)}, and it takes {wanted}")
+            raise Unfit(f"they have the arrays {', '.join(call)}, and the model takes {wanted}")
         for name, array in call.items():
             spec = inputs[name]
             if array.dtype != spec.dtype.as_numpy_dtype or not spec.shape.is_compatible_with(array.shape):
-                raise Refused(f"the samples have {name} as {array.dtype}{list(array.shape)}, and it takes {wanted}")
+                raise Unfit(f"they have {name} as {array.dtype}{list(array.shape)}, and the model takes {wanted}")
     return list(calls.values())
 
 
@@ -197,5 +201,6 @@ if __name__ == "__main__":
     except BaseException as error:  # TensorFlow raises what lies deep below it
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         kind = "" if isinstance(error, Refused) else f"{type(error).__name__}: "
-        Path(sys.argv[1], "failure.txt").write_text(f"{kind}{lines[0] if lines else 'no message'}")
+        told = "unfit.txt" if isinstance(error, Unfit) else "failure.txt"
+        Path(sys.argv[1], told).write_text(f"{kind}{lines[0] if lines else 'no message'}")
         sys.exit(1)
