@@ -6,6 +6,7 @@ answer, or yields how long to pause.
 
 from __future__ import annotations
 
+import math
 import os
 import random
 import re
@@ -90,9 +91,9 @@ def make_peer(
     """
     address = parse_url(url)
     tls.check(address)
-    for option, value, least in (("timeout_s", timeout_s, 0), ("max_connections", max_connections, 0)):
-        if value is not None and value <= least:
-            raise InvalidOption(option=option, value=str(value), expected=f"more than {least}")
+    _check_timeout(timeout_s)
+    if max_connections <= 0:
+        raise InvalidOption(option="max_connections", value=str(max_connections), expected="more than 0")
     if max_retries < 0:
         raise InvalidOption(option="max_retries", value=str(max_retries), expected="0 or more")
     if key is not None and not (key.isascii() and key.isprintable() and key):
@@ -108,6 +109,11 @@ def make_peer(
         max_connections=max_connections,
         policy=RetryPolicy(max_retries=max_retries),
     )
+
+
+def _check_timeout(timeout_s: float | None) -> None:
+    if timeout_s is not None and not (timeout_s > 0 and math.isfinite(timeout_s)):
+        raise InvalidOption(option="timeout_s", value=str(timeout_s), expected="more than 0 seconds, and not for ever")
 
 
 def make_tls(
@@ -157,8 +163,7 @@ def converse(
         RequestError: the server refused it, did not answer in time or not by the protocol.
         InvalidOption: a header or the deadline cannot be.
     """
-    if timeout_s is not None and timeout_s <= 0:
-        raise InvalidOption(option="timeout_s", value=str(timeout_s), expected="more than 0")
+    _check_timeout(timeout_s)
     limit_s, is_told = peer.limit_s(timeout_s), peer.told_s(timeout_s) is not None
     until_s = (begun_s if begun_s is not None else time.monotonic()) + limit_s
     grace_s = min(max(GRACE_SHARE * limit_s, MIN_GRACE_S), MAX_GRACE_S) if is_told else 0.0

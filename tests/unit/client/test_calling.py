@@ -9,7 +9,7 @@ import pytest
 from forwardpass.client.calling import Peer, Send, converse, make_peer, make_tls
 from forwardpass.client.operations import describe_server
 from forwardpass.client.receiving import Answer
-from forwardpass.errors import DeadlineExceeded
+from forwardpass.errors import DeadlineExceeded, InvalidOption
 
 LATE = b'{"error":"Late.","slug":"deadline-exceeded","facts":{"deadline_s":1.25}}'
 
@@ -34,6 +34,14 @@ def test_the_servers_own_word_that_it_is_late_is_waited_for_a_little_longer() ->
     assert waits_s(a_peer(2.0), None) == pytest.approx(2.5)
     assert waits_s(a_peer(2.0), 0.02) == pytest.approx(0.07)
     assert waits_s(a_peer(None), 600.0) == pytest.approx(601.0)
+
+
+@pytest.mark.parametrize("timeout_s", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_deadline_that_is_none_is_refused(timeout_s: float) -> None:
+    with pytest.raises(InvalidOption, match="for timeout_s: expected more than 0"):
+        a_peer(timeout_s)
+    with pytest.raises(InvalidOption, match="for timeout_s: expected more than 0"):
+        next(converse(a_peer(None), describe_server(), timeout_s=timeout_s))
 
 
 def test_late_is_said_of_the_whole_deadline_not_of_what_the_server_was_left() -> None:
