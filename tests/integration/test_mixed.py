@@ -114,7 +114,7 @@ def test_where_only_float_holds_the_floor_there_is_no_mixed_variant(poisoned: Pa
     )
     mixed = result.find("int8-mixed")
     assert (mixed.verdict, mixed.reason) == (
-        Verdict.REJECTED,
+        Verdict.NEEDLESS,
         "Nothing would be gained: the limit holds only with every node in float.",
     )
     assert not (tmp_path / "work" / "int8-mixed.onnx").exists()

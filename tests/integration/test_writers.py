@@ -19,10 +19,11 @@ from forwardpass.optimize import rescaling
 from forwardpass.optimize.calibration import CalibrationMethod
 from forwardpass.optimize.naming import load_named, load_structure
 from forwardpass.optimize.probe import int8_saturates
-from forwardpass.optimize.rescaling import write_static_forms
+from forwardpass.optimize.rescaling import static_forms
 from forwardpass.optimize.writers import (
     CHAIN_OPERATORS,
     plan_static,
+    static_bytes,
     whole_nodes,
     write_dynamic,
     write_fp16_storage,
@@ -220,12 +221,11 @@ def test_one_writing_gives_the_bytes_of_every_calibration_method(
     else:
         nodes = frozenset(node.name for node in whole_nodes(load_named(source)))
         plan = plan_static(source, samples, nodes=nodes, operators=operators)
-    targets = {method: tmp_path / f"{method.value}.onnx" for method in CalibrationMethod}
-    write_static_forms(source, targets, plan, reduce_range=False)
-    for method, target in targets.items():
+    forms = dict(static_forms(source, list(CalibrationMethod), plan, reduce_range=False))
+    for method, form in forms.items():
         write_static(source, tmp_path / "alone.onnx", plan, method=method, reduce_range=False)
-        assert target.read_bytes() == (tmp_path / "alone.onnx").read_bytes()
-    assert len({target.read_bytes() for target in targets.values()}) == 3
+        assert form == (tmp_path / "alone.onnx").read_bytes()
+    assert len(set(forms.values())) == 3
 
 
 def test_the_weights_of_a_perceptron_are_quantised_once_for_all_calibration_methods(
@@ -234,13 +234,9 @@ def test_the_weights_of_a_perceptron_are_quantised_once_for_all_calibration_meth
     source = tmp_path / "folded.onnx"
     save_optimised(mlp, source, level="basic")
     plan = plan_static(source, samples_of(64))
-    targets = {method: tmp_path / f"{method.value}.onnx" for method in CalibrationMethod}
-    alone = {method: tmp_path / f"alone-{method.value}.onnx" for method in CalibrationMethod}
-    for method, target in alone.items():
-        write_static(source, target, plan, method=method, reduce_range=True)
-    monkeypatch.setattr(rescaling, "write_static", lambda *_, **__: pytest.fail("written twice"))
-    write_static_forms(source, targets, plan, reduce_range=True)
-    assert all(targets[method].read_bytes() == alone[method].read_bytes() for method in targets)
+    alone = {method: static_bytes(source, plan, method=method, reduce_range=True) for method in CalibrationMethod}
+    monkeypatch.setattr(rescaling, "static_bytes", lambda *_, **__: pytest.fail("written twice"))
+    assert dict(static_forms(source, list(CalibrationMethod), plan, reduce_range=True)) == alone
 
 
 def test_the_structure_of_a_file_is_read_once_and_holds_no_weights(cnn: Path, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -23,13 +24,15 @@ from forwardpass.optimize.clocking import Timer
 from forwardpass.optimize.gains import NodeGain, slower_dynamic, slower_static
 from forwardpass.optimize.library import onnx
 from forwardpass.optimize.naming import load_structure
-from forwardpass.optimize.rescaling import write_static_forms
+from forwardpass.optimize.rescaling import static_forms
 from forwardpass.optimize.smoothing import plan_smoothing, write_smoothed
 from forwardpass.optimize.writers import (
     CHAIN_OPERATORS,
     MATRIX_OPERATORS,
     QUANTISED_OPERATORS,
+    Expose,
     StaticPlan,
+    exposing,
     plan_static,
     quantisable_nodes,
     whole_nodes,
@@ -38,11 +41,15 @@ from forwardpass.optimize.writers import (
     write_graph,
 )
 from forwardpass.predict import FLOAT_TOLERANCE, relative_error
-from forwardpass.runtimes import RuntimeOptions, open_runtime
+from forwardpass.runtimes import RuntimeOptions
+
+if TYPE_CHECKING:
+    from forwardpass.runtimes.onnx import OnnxRuntime
 
 __all__ = [
     "FOLDED",
     "MIXED",
+    "NUM_TRIAL_SAMPLES_OF_A_BRIEF_SEARCH",
     "SMOOTHED",
     "WHOLE",
     "Blueprint",
@@ -76,8 +83,17 @@ FUSED_ACTIVATIONS = frozenset({"Relu", "LeakyRelu", "Sigmoid", "Tanh", "Softplus
 """What ONNX Runtime fuses into the product before it. With nothing quantised behind it, the product is fused in float
 and its 8-bit weights are restored for every call: 0.2 times as fast as float. So what reads these stays in 8 bits."""
 
-NUM_TRIAL_SAMPLES = 48
+NUM_TRIAL_SAMPLES, NUM_TRIAL_SAMPLES_OF_A_BRIEF_SEARCH = 48, 24
 """Enough to tell calibration methods apart, whose errors differ by tens of percent."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Exposed:
+    """A runtime of a file that also answers with tensors within."""
+
+    source: Path
+    names: frozenset[str]
+    runtime: OnnxRuntime
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,6 +114,10 @@ class Workshop:
     """What was seen of tensors, by the float file that they belong to."""
     answers: dict[str, list[Array]] = field(default_factory=dict)
     """What the baseline answers for the samples that trials are compared on."""
+    exposed: list[Exposed] = field(default_factory=list)
+    """The last runtime that was made to look inside a file."""
+    num_trial_samples: int = NUM_TRIAL_SAMPLES
+    """On which calibration methods are compared."""
     timer: Timer = field(default_factory=Timer)
     """What times files, for as long as the search lasts."""
 
@@ -105,8 +125,23 @@ class Workshop:
         """Return what is known of the tensors of a file; whoever looks at more adds it."""
         return self.histograms.setdefault(source, {})
 
+    def exposing(self, source: Path) -> Expose:
+        """Return what gives a runtime of a file that answers with the tensors within: that of before, if it does."""
+
+        def expose(model: onnx.ModelProto, names: Sequence[str]) -> OnnxRuntime:
+            for kept in self.exposed:
+                if kept.source == source and kept.names.issuperset(names):
+                    return kept.runtime
+            self.exposed.clear()  # the memory of one is enough
+            runtime = exposing(model, names)
+            self.exposed.append(Exposed(source=source, names=frozenset(names), runtime=runtime))
+            return runtime
+
+        return expose
+
     def tidy(self) -> None:
         """Remove the intermediate files, and end the timer."""
+        self.exposed.clear()
         self.timer.stop()
         for intermediate in (FOLDED, SMOOTHED):
             (self.folder / intermediate).unlink(missing_ok=True)
@@ -178,7 +213,14 @@ def _make_whole(workshop: Workshop, target: Path) -> Step:
     source = folded(workshop)
     nodes = frozenset(node.name for node in whole_nodes(load_structure(source)))
     known = workshop.seen(source)
-    plan = plan_static(source, workshop.calibration, nodes=nodes, operators=CHAIN_OPERATORS, known=known)
+    plan = plan_static(
+        source,
+        workshop.calibration,
+        nodes=nodes,
+        operators=CHAIN_OPERATORS,
+        known=known,
+        expose=workshop.exposing(source),
+    )
     return _calibrated(workshop, source, target, plan)[1]
 
 
@@ -243,21 +285,22 @@ def completed(model: onnx.ModelProto, names: frozenset[str]) -> frozenset[str]:
 
 def _static(workshop: Workshop, source: Path, target: Path) -> Step:
     nodes = not_slower(source, QUANTISED_OPERATORS, slower_static(workshop.gains))
-    plan = plan_static(source, workshop.calibration, nodes=nodes, known=workshop.seen(source))
+    plan = plan_static(
+        source, workshop.calibration, nodes=nodes, known=workshop.seen(source), expose=workshop.exposing(source)
+    )
     best, step = _calibrated(workshop, source, target, plan)
     workshop.plans[source] = plan, best
     return step
 
 
 def _calibrated(workshop: Workshop, source: Path, target: Path, plan: StaticPlan) -> tuple[CalibrationMethod, Step]:
-    """Write with every calibration method, and keep the file whose answers are nearest to the baseline's."""
-    trials = {method: target.with_name(f"{target.stem}-{method.value}.onnx") for method in CalibrationMethod}
-    write_static_forms(source, trials, plan, reduce_range=workshop.reduce_range)
-    errors = {method: float(np.mean(_errors(workshop, trial))) for method, trial in trials.items()}
-    best = min(errors, key=lambda method: errors[method])
-    trials[best].replace(target)
-    for trial in trials.values():
-        trial.unlink(missing_ok=True)
+    """Make the forms of every calibration method, and write the one whose answers are nearest to the baseline's."""
+    best, least, kept = CalibrationMethod.MINMAX, np.inf, b""
+    for method, form in static_forms(source, list(CalibrationMethod), plan, reduce_range=workshop.reduce_range):
+        error = float(np.mean(_errors(workshop, form)))
+        if not kept or error < least:
+            best, least, kept = method, error, form
+    target.write_bytes(kept)
     points = convergence(list(plan.histograms.values()), best)
     step = Step(
         operation="quantise-static",
@@ -276,17 +319,24 @@ def _calibrated(workshop: Workshop, source: Path, target: Path, plan: StaticPlan
     return best, step
 
 
-def _errors(workshop: Workshop, file: Path) -> list[float]:
-    """Return how far a file's answers are from the baseline's, for some calibration samples."""
-    samples, baseline = workshop.calibration.head(NUM_TRIAL_SAMPLES), workshop.baseline.location
+def _errors(workshop: Workshop, form: Path | bytes) -> list[float]:
+    """Return how far the answers of a file, or its bytes, are from the baseline's, for some calibration samples."""
+    samples, baseline = workshop.calibration.head(workshop.num_trial_samples), workshop.baseline.location
     if baseline not in workshop.answers:
-        workshop.answers[baseline] = _answers(baseline, samples)
-    ours, theirs = _answers(str(file), samples), workshop.answers[baseline]
+        workshop.answers[baseline] = _answers(Path(baseline), samples)
+    ours, theirs = _answers(form, samples), workshop.answers[baseline]
     return [relative_error(one, other) for one, other in zip(ours, theirs, strict=True)]
 
 
-def _answers(location: str, samples: Samples) -> list[Array]:
-    runtime = open_runtime(Format.ONNX, location, options=RuntimeOptions())
+def _answers(form: Path | bytes, samples: Samples) -> list[Array]:
+    from forwardpass.runtimes.onnx import OnnxRuntime
+
+    options = RuntimeOptions()
+    runtime = (
+        OnnxRuntime.from_bytes(form, options=options)
+        if isinstance(form, bytes)
+        else OnnxRuntime(str(form), options=options)
+    )
     return [next(iter(runtime.run(group.inputs).values())) for group in samples.batches(1)]
 
 
@@ -306,7 +356,9 @@ def _smoothed(workshop: Workshop) -> Path:
     if path.is_file():
         return path
     source = folded(workshop)
-    factors = plan_smoothing(source, workshop.calibration, reduce_range=workshop.reduce_range)
+    factors = plan_smoothing(
+        source, workshop.calibration, reduce_range=workshop.reduce_range, expose=workshop.exposing(source)
+    )
     if not factors:
         raise NothingGained(reason="no activation has channels so uneven that smoothing them makes 8 bits better")
     write_smoothed(source, path, factors)

@@ -29,6 +29,7 @@ from forwardpass.optimize.weights import ALL_FORMS, BlockStore, weight_nodes, wr
 from forwardpass.optimize.writers import (
     MATRIX_OPERATORS,
     QUANTISED_OPERATORS,
+    Expose,
     StaticPlan,
     exposing,
     write_dynamic,
@@ -188,6 +189,7 @@ def measure_gains(
     has_time: Callable[[], bool] = lambda: True,
     is_brief: bool = False,
     timer: Timer | None = None,
+    expose: Expose | None = None,
 ) -> dict[str, NodeGain]:
     """Return the gain of every node that multiplies an activation with constant weights, depthwise ones too.
 
@@ -197,7 +199,7 @@ def measure_gains(
     """
     model = load_named(source)
     nodes = weighted_nodes(model)
-    shapes = _input_shapes(model, nodes, samples, num_rows)
+    shapes = _input_shapes(model, nodes, samples, num_rows, expose or exposing)
     machine = describe_machine()
     gains: dict[str, NodeGain] = {}
     with tempfile.TemporaryDirectory(prefix="forwardpass-gains-") as folder, _kept_or_new(timer) as clock:
@@ -288,12 +290,12 @@ def _kept_or_new(timer: Timer | None) -> AbstractContextManager[Timer]:
 
 
 def _input_shapes(
-    model: onnx.ModelProto, nodes: Sequence[onnx.NodeProto], samples: Samples, num_rows: int
+    model: onnx.ModelProto, nodes: Sequence[onnx.NodeProto], samples: Samples, num_rows: int, expose: Expose
 ) -> dict[str, tuple[int, ...]]:
     """Run one call and look at the activations that the nodes read."""
     names = sorted({node.input[0] for node in nodes})
     inputs = next(iter(samples.batches(num_rows))).inputs
-    answers = {**inputs, **exposing(model, names).run(inputs)}
+    answers = {**inputs, **expose(model, names).run(inputs)}
     return {node.name: answers[node.input[0]].shape for node in nodes}
 
 

@@ -185,6 +185,7 @@ def measure_nodes(workshop: Workshop, search: Search, progress: Progress) -> Wor
         has_time=lambda: search.budget.left_s >= enough_s,
         is_brief=search.is_brief,
         timer=workshop.timer,
+        expose=workshop.exposing(folded(workshop)),
     )
     return replace(workshop, gains=gains)
 

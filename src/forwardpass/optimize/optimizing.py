@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,7 @@ from forwardpass.core.version import VERSION
 from forwardpass.errors import InvalidModel, InvalidOption
 from forwardpass.optimize.brevity import choose_finalists
 from forwardpass.optimize.budget import Budget, Pace
-from forwardpass.optimize.candidates import Workshop, folded
+from forwardpass.optimize.candidates import NUM_TRIAL_SAMPLES_OF_A_BRIEF_SEARCH, Workshop, folded
 from forwardpass.optimize.comparing import profile_all
 from forwardpass.optimize.entries import Entry, Search
 from forwardpass.optimize.forecast import forecast_savings
@@ -97,6 +98,8 @@ def optimize_model(
     scorer = Scorer(splits=splits, metric=metric, allowed=settings.floor, defers_test=search.is_brief)
     saturates = int8_saturates()
     workshop = Workshop(baseline=baseline, calibration=calibration, folder=workdir, reduce_range=saturates)
+    if search.is_brief:
+        workshop = replace(workshop, num_trial_samples=NUM_TRIAL_SAMPLES_OF_A_BRIEF_SEARCH)
     try:
         if search.is_brief:
             workshop.timer.start()

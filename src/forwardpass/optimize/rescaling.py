@@ -7,7 +7,7 @@ are put into the file that it made. What comes out is what it would have written
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,47 +19,45 @@ from forwardpass.optimize.calibration import CalibrationMethod
 from forwardpass.optimize.library import onnx
 from forwardpass.optimize.naming import load_named
 from forwardpass.optimize.quiet import quiet_quantizer
-from forwardpass.optimize.writers import StaticPlan, static_quantizer, write_static
+from forwardpass.optimize.writers import StaticPlan, static_bytes, static_quantizer
 
 if TYPE_CHECKING:
     from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 
-__all__ = ["write_static_forms"]
+__all__ = ["static_forms"]
 
 INT32_STEPS = 2.0 * np.iinfo(np.int32).max
 NEARLY_OVERFLOWING = 1.01
 """Of the least scale with which a bias fits into 32 bits: near it the writer widens the scales of the weights."""
 
 
-def write_static_forms(
-    source: Path, targets: Mapping[CalibrationMethod, Path], plan: StaticPlan, *, reduce_range: bool
-) -> None:
-    """Write a file for each of these methods, as `write_static` would."""
+def static_forms(
+    source: Path, methods: Sequence[CalibrationMethod], plan: StaticPlan, *, reduce_range: bool
+) -> Iterator[tuple[CalibrationMethod, bytes]]:
+    """Yield for each of these methods the file that `write_static` would write."""
     model = load_named(source)
     biases = _biases(model, plan)
     with quiet_quantizer():
         first, *others = (
-            static_quantizer(
-                model, plan, method=method, reduce_range=reduce_range, scales_weights=method is _first(targets)
-            )
-            for method in targets
+            static_quantizer(model, plan, method=method, reduce_range=reduce_range, scales_weights=method is methods[0])
+            for method in methods
         )
         first.quantize_model()
-        written = first.model.model
-        onnx.save(written, str(targets[_first(targets)]))
+    written = first.model.model
+    yield methods[0], written.SerializeToString()
     constants = {tensor.name: tensor for tensor in written.graph.initializer}
     known = [_Bias.of(name, values, first, constants) for name, values in biases.items() if _is_known(name, first)]
-    is_safe = all(bias is not None and bias.fits(constants) for bias in known)
-    for method, quantizer in zip(list(targets)[1:], others, strict=True):
-        if is_safe:
+    found = [bias for bias in known if bias is not None]
+    is_plain = len(found) == len(known) and all(bias.fits(constants) for bias in found)
+    for method, quantizer in zip(methods[1:], others, strict=True):
+        if is_plain:
             _put_scales(quantizer, constants)
-        if is_safe and all(bias.fits(constants) for bias in known if bias is not None):
-            for bias in known:
-                if bias is not None:
-                    bias.put(constants)
-            onnx.save(written, str(targets[method]))
+        if is_plain and all(bias.fits(constants) for bias in found):
+            for bias in found:
+                bias.put(constants)
+            yield method, written.SerializeToString()
         else:
-            write_static(source, targets[method], plan, method=method, reduce_range=reduce_range)
+            yield method, static_bytes(source, plan, method=method, reduce_range=reduce_range)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -109,10 +107,6 @@ class _Bias:
         steps = np.round(self.values.astype(np.float64) / unit.astype(np.float64)).astype(np.int32)
         _refill(constants[self.name], steps)
         _refill(constants[self.scale], unit.astype(np.float32))
-
-
-def _first(targets: Mapping[CalibrationMethod, Path]) -> CalibrationMethod:
-    return next(iter(targets))
 
 
 def _biases(model: onnx.ModelProto, plan: StaticPlan) -> dict[str, Array]:

@@ -22,7 +22,8 @@ from forwardpass.core.tensors import Array
 from forwardpass.errors import NothingToQuantise
 from forwardpass.optimize.library import onnx
 from forwardpass.optimize.naming import load_named
-from forwardpass.optimize.writers import MATRIX_OPERATORS, exposing, quantisable_nodes
+from forwardpass.optimize.writers import MATRIX_OPERATORS, Expose, exposing, quantisable_nodes
+from forwardpass.runtimes.onnx import OnnxRuntime
 
 __all__ = ["ChannelStatistics", "Smoothed", "best_factors", "plan_smoothing", "smoothing_factors", "write_smoothed"]
 
@@ -62,7 +63,9 @@ class Smoothed:
     num_inserted: int
 
 
-def plan_smoothing(source: Path, samples: Samples, *, reduce_range: bool) -> dict[str, Array]:
+def plan_smoothing(
+    source: Path, samples: Samples, *, reduce_range: bool, expose: Expose | None = None
+) -> dict[str, Array]:
     """Run the samples once and return what the channels of each activation are to be divided by.
 
     Activations that would gain little are left out. Keys are the names of the activations, values have one number a
@@ -77,7 +80,7 @@ def plan_smoothing(source: Path, samples: Samples, *, reduce_range: bool) -> dic
         raise NothingToQuantise(operators=MATRIX_OPERATORS)
     graph = _Graph(model)
     factors = {}
-    for name, statistics in _observe(model, sorted(readers), samples).items():
+    for name, statistics in _observe((expose or exposing)(model, sorted(readers)), sorted(readers), samples).items():
         weights = np.concatenate([_weights(graph, node) for node in readers[name]], axis=1)
         best = best_factors(statistics, weights, num_levels=NUM_WEIGHT_LEVELS[reduce_range])
         if best is not None:
@@ -135,9 +138,8 @@ def write_smoothed(source: Path, target: Path, factors: Mapping[str, Array]) -> 
     return Smoothed(num_folded=num_folded, num_inserted=len(factors) - num_folded)
 
 
-def _observe(model: onnx.ModelProto, names: list[str], samples: Samples) -> dict[str, ChannelStatistics]:
+def _observe(runtime: OnnxRuntime, names: list[str], samples: Samples) -> dict[str, ChannelStatistics]:
     """Run the samples one at a time and sum up the activations `names`."""
-    runtime = exposing(model, names)
     statistics: dict[str, ChannelStatistics] = {}
     num_rows, stride = max(MAX_ROWS // len(samples), 1), -(-len(samples) // MAX_ROWS)
     for number, group in enumerate(samples.batches(1)):

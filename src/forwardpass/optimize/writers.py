@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
@@ -27,10 +27,12 @@ __all__ = [
     "CHAIN_OPERATORS",
     "MATRIX_OPERATORS",
     "QUANTISED_OPERATORS",
+    "Expose",
     "StaticPlan",
     "exposing",
     "plan_static",
     "quantisable_nodes",
+    "static_bytes",
     "static_quantizer",
     "whole_nodes",
     "write_dynamic",
@@ -124,6 +126,7 @@ def plan_static(
     nodes: Set[str] | None = None,
     operators: tuple[str, ...] = QUANTISED_OPERATORS,
     known: dict[str, TensorHistogram] | None = None,
+    expose: Expose | None = None,
 ) -> StaticPlan:
     """Choose the nodes and run the samples, one at a time and twice, to see the ranges of their activations.
 
@@ -140,11 +143,11 @@ def plan_static(
         if nodes is None
         else [node for node in model.graph.node if node.name in nodes]
     )
-    names = sorted({name for node in chosen for name in _ends(node)} - constants)
+    names = sorted({name for node in chosen for name in _rounded_ends(node)} - constants)
     seen = {} if known is None else known
     new = [name for name in names if name not in seen]
     if new:
-        seen |= _histograms(model, new, samples)
+        seen |= _histograms((expose or exposing)(model, new), new, samples)
     return StaticPlan(
         nodes=tuple(node.name for node in chosen),
         histograms={name: seen[name] for name in names},
@@ -152,9 +155,7 @@ def plan_static(
     )
 
 
-def _histograms(model: onnx.ModelProto, names: Sequence[str], samples: Samples) -> dict[str, TensorHistogram]:
-    runtime = exposing(model, names)
-
+def _histograms(runtime: OnnxRuntime, names: Sequence[str], samples: Samples) -> dict[str, TensorHistogram]:
     # Groups are ordered by shape; to see ranges settle, every prefix has to look like the whole.
     singles = list(samples.batches(1))
     shuffled = [singles[at] for at in np.random.default_rng(CALL_ORDER_SEED).permutation(len(singles))]
@@ -171,10 +172,15 @@ def write_static(
     source: Path, target: Path, plan: StaticPlan, *, method: CalibrationMethod, reduce_range: bool
 ) -> None:
     """Quantise weights (8 bits signed, a scale per channel) and activations (8 bits unsigned) with fixed ranges."""
+    target.write_bytes(static_bytes(source, plan, method=method, reduce_range=reduce_range))
+
+
+def static_bytes(source: Path, plan: StaticPlan, *, method: CalibrationMethod, reduce_range: bool) -> bytes:
+    """Return what `write_static` writes."""
     with quiet_quantizer():
         quantizer = static_quantizer(load_named(source), plan, method=method, reduce_range=reduce_range)
         quantizer.quantize_model()
-        onnx.save(quantizer.model.model, str(target))
+        return bytes(quantizer.model.model.SerializeToString())
 
 
 def static_quantizer(
@@ -227,6 +233,12 @@ _EMPTY = np.zeros(1, np.float32)
 def _ends(node: onnx.NodeProto) -> tuple[str, ...]:
     """Return the tensors that a node reads and writes, besides its constants."""
     return (*node.input[: 2 if node.op_type == "Add" else 1], node.output[0])
+
+
+def _rounded_ends(node: onnx.NodeProto) -> tuple[str, ...]:
+    """Return those of the tensors at its ends that are rounded: a matrix product leaves its output in float."""
+    ends = _ends(node)
+    return ends[:-1] if node.op_type in MATRIX_OPERATORS else ends
 
 
 def _skip_inference_of_known(model: onnx.ModelProto, names: Iterable[str]) -> None:
@@ -298,6 +310,10 @@ def _is_depthwise(node: onnx.NodeProto, model: onnx.ModelProto) -> bool:
     groups = next((attribute.i for attribute in node.attribute if attribute.name == "group"), 1)
     weights = next(tensor for tensor in model.graph.initializer if tensor.name == node.input[1])
     return groups > 1 and weights.dims[1] == 1
+
+
+Expose: TypeAlias = Callable[[onnx.ModelProto, Sequence[str]], OnnxRuntime]
+"""Gives a runtime of a model that also answers with these tensors, and maybe with others."""
 
 
 def exposing(model: onnx.ModelProto, names: Sequence[str]) -> OnnxRuntime:
