@@ -127,9 +127,13 @@ def _saved_s(gain: NodeGain | None, form: WeightForm | None) -> float:
     return gain.float_s.value * (1 - 1 / measured.value)
 
 
+def _matrices(number: int) -> str:
+    return "1 matrix" if number == 1 else f"{number} matrices"
+
+
 def _no_gain(work: WeightWork, form: WeightForm, num_nodes: int, *, is_above_8_bits: bool) -> str:
     if not work.terms.is_for_speed:
-        return f"none of {num_nodes} matrices is smaller in {form}"
+        return f"none of {_matrices(num_nodes)} is smaller in {form}"
     found = [gain.blocks[str(form)] for gain in work.gains.values() if str(form) in gain.blocks]
     than = "in 8 bits" if is_above_8_bits else "in float"
     best = " (none was measured)"
@@ -137,7 +141,7 @@ def _no_gain(work: WeightWork, form: WeightForm, num_nodes: int, *, is_above_8_b
         gain = max(found, key=lambda gain: gain.interval.low)
         span = f"{gain.interval.low:.2f} to {gain.interval.high:.2f}"
         best = f" (the best is {gain.value:.2f} times as fast as in float, {span})"
-    return f"none of {num_nodes} matrices is surely faster with weights in {form} than {than} on this machine{best}"
+    return f"none of {_matrices(num_nodes)} is surely faster with weights in {form} than {than} on this machine{best}"
 
 
 def _note_errors(work: WeightWork, source: Path, forms: Forms) -> None:
@@ -181,7 +185,7 @@ def _check_gain(trials: _Trials, forms: Forms, num_nodes: int) -> None:
         return
     trials.target.unlink(missing_ok=True)
     raise NothingGained(
-        reason=f"with {len(forms)} of {num_nodes} matrices in blocks the model is {gain.value:.2f} times as fast as in "
+        reason=f"with {len(forms)} of {_matrices(num_nodes)} in blocks the model is {gain.value:.2f} times as fast as in "
         f"float ({gain.interval.low:.2f} to {gain.interval.high:.2f}), which is not surely faster"
     )
 
@@ -193,7 +197,7 @@ def _step(nodes: list[onnx.NodeProto], forms: Forms) -> Step:
     return Step(
         operation="round-weights",
         parameters=(
-            *((str(form), f"{count} matrices") for form, count in sorted(counts.items(), key=str)),
+            *((str(form), _matrices(count)) for form, count in sorted(counts.items(), key=str)),
             ("in_float", ", ".join(node.name for node in nodes if node.name not in forms)),
         ),
     )
@@ -264,5 +268,5 @@ class _Trials:
 
     def _words(self, forms: Forms) -> str:
         kinds = sorted(set(map(str, forms.values())))
-        counts = [f"{sum(str(form) == kind for form in forms.values())} matrices in {kind}" for kind in kinds]
+        counts = [f"{_matrices(sum(str(form) == kind for form in forms.values()))} in {kind}" for kind in kinds]
         return " and ".join(counts)
