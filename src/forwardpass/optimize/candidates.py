@@ -295,11 +295,12 @@ def _static(workshop: Workshop, source: Path, target: Path) -> Step:
 
 def _calibrated(workshop: Workshop, source: Path, target: Path, plan: StaticPlan) -> tuple[CalibrationMethod, Step]:
     """Make the forms of every calibration method, and write the one whose answers are nearest to the baseline's."""
-    best, least, kept = CalibrationMethod.MINMAX, np.inf, b""
+    best, kept = CalibrationMethod.MINMAX, b""
+    errors: dict[CalibrationMethod, float] = {}
     for method, form in static_forms(source, list(CalibrationMethod), plan, reduce_range=workshop.reduce_range):
-        error = float(np.mean(_errors(workshop, form)))
-        if not kept or error < least:
-            best, least, kept = method, error, form
+        errors[method] = float(np.mean(_errors(workshop, form)))
+        if not kept or errors[method] < errors[best]:
+            best, kept = method, form
     target.write_bytes(kept)
     points = convergence(list(plan.histograms.values()), best)
     step = Step(

@@ -185,8 +185,8 @@ def _check_gain(trials: _Trials, forms: Forms, num_nodes: int) -> None:
         return
     trials.target.unlink(missing_ok=True)
     raise NothingGained(
-        reason=f"with {len(forms)} of {_matrices(num_nodes)} in blocks the model is {gain.value:.2f} times as fast as in "
-        f"float ({gain.interval.low:.2f} to {gain.interval.high:.2f}), which is not surely faster"
+        reason=f"with {len(forms)} of {_matrices(num_nodes)} in blocks the model is {gain.value:.2f} times as fast as "
+        f"in float ({gain.interval.low:.2f} to {gain.interval.high:.2f}), which is not surely faster"
     )
 
 
