@@ -19,7 +19,7 @@ SMOOTHING = 1 / 8
 """For the running mean of how often somebody comes during a lone run."""
 STEP = 1 / 16
 """By which a running median moves: other processes hold up a run now and then, all cores more often than one."""
-NUM_LEFT_OUT = 20
+NUM_LEFT_OUT = 10
 """Where runs on all cores were no faster lately, one is tried again after so many lone starts."""
 
 

@@ -82,7 +82,7 @@ def test_where_all_cores_are_no_faster_after_all_workers_answer() -> None:
     """As where another program has one of the cores: then threads wait for each other."""
     arrivals = [Arrival(at_s=0.05 * number, timeout_s=1.0) for number in range(1000)]
     result = run(arrivals, has_wide=True, slowdown=2.5)
-    assert 0 < num_wide(result) < 0.1 * len(arrivals)
+    assert 0 < num_wide(result) < 0.15 * len(arrivals)
 
 
 def test_what_runs_on_all_cores_does_not_change_what_is_known_of_the_workers() -> None:
