@@ -214,7 +214,7 @@ def test_in_4_bits_a_node_that_the_floor_needs_has_8(tmp_path: Path) -> None:
     assert work.kept[4] == {"great": FORMS[8][0], "even": FORMS[4][1]}
     assert work.terms.score(four) >= 0.985
     assert Path(four.location).stat().st_size < Path(eight.location).stat().st_size < source.stat().st_size
-    assert "4 bits in blocks of 32=1 matrices, 8 bits in blocks of 64=1 matrices" in str(four.recipe.steps[-1])
+    assert "4 bits in blocks of 32=1 matrix, 8 bits in blocks of 64=1 matrix" in str(four.recipe.steps[-1])
     errors = {item.form: item.error for item in evidence_of(work, "great")}
     assert set(errors) == set(map(str, ALL_FORMS))
     assert [item.is_used for item in evidence_of(work, "great")] == [True, False, False]
