@@ -77,14 +77,14 @@ def test_fewer_processes_measure_the_same_cells_with_every_evidence(
     assert len(started) == 4  # for each one that measures everything, and one more that starts afresh
     for profile in profiles:
         assert {(cell.num_threads, cell.batch_size): len(cell.round_p50_s) for cell in profile.cells} == {
-            (1, 1): 5, (2, 1): 5, (1, 4): 3, (2, 4): 3
+            (1, 1): 9, (2, 1): 9, (1, 4): 3, (2, 4): 3
         }  # fmt: skip
         assert profile.cold_start.total_s.num_repetitions == 2
         assert profile.cold_start.import_s.interval.low > 0.001
         assert profile.invariance.thread_counts == (1, 2)
         assert profile.invariance.is_same_in_fresh_processes is True
         assert profile.invariance.num_fresh_processes == 1
-    assert speedup(profiles[1], profiles[0], num_threads=2).num_repetitions == 5
+    assert speedup(profiles[1], profiles[0], num_threads=2).num_repetitions == 9
     started.clear()
     profile_variants(variants, calls, settings=SETTINGS, progress=silent)
     assert len(started) == 8

@@ -12,6 +12,7 @@ FULL_AUDIT_S = 120.0
 """Enough for every batch size of a model of MiniLM's size, and for everything of one that answers in a millisecond."""
 
 
+LEAST_DECIDING_ROUNDS = 9
 LEAST_TABLE_ROUNDS = 3
 """Of a cell that decides nothing: enough for an interval."""
 
@@ -78,10 +79,14 @@ class ProfileSettings:
     def in_fewer_processes(self, num_cold_starts: int, *, one_row_decides: bool) -> ProfileSettings:
         """Return the same settings with fewer starts and, if one row decides, short rounds of the larger batches.
 
-        What is compared stays interleaved, and every number of threads and batch size is still measured.
+        What is compared stays interleaved, and every number of threads and batch size is still measured. The same time
+        goes into more rounds, each shorter: one that something else disturbs then moves the interval less.
         """
+        num_rounds = max(self.num_rounds, LEAST_DECIDING_ROUNDS)
         return replace(
             self,
+            num_rounds=num_rounds,
+            round_s=self.round_s * self.num_rounds / num_rounds,
             is_lean_in_processes=True,
             num_cold_starts=min(num_cold_starts, self.num_cold_starts),
             num_table_rounds=LEAST_TABLE_ROUNDS if one_row_decides else 0,
