@@ -21,6 +21,9 @@ STEP = 1 / 16
 """By which a running median moves: other processes hold up a run now and then, all cores more often than one."""
 NUM_LEFT_OUT = 10
 """Where runs on all cores were no faster lately, one is tried again after so many lone starts."""
+NUM_IN_DOUBT = 20
+"""Where they are slower than a worker was in its profile, and still the faster way as far as is known, a worker is
+tried after so many: what was learned of it may be old."""
 
 
 class WideRuns:
@@ -31,22 +34,25 @@ class WideRuns:
         self._wide = _Speed(wide)
         self._latency = LatencyEstimate(wide)
         self._share_joined = 0.0
-        self._num_left_out = 0
+        self._num_untried = 0
         self._lone: Batch | None = None
+        self._was_joined = False
         self._until_s: float | None = None
 
     def start(self, batch: Batch, *, now_s: float) -> bool:
         """Tell whether a batch of one request that is alone runs on all cores; it starts now, there or not."""
         wide_s, narrow_s = self._wide.median_s(batch), self._narrow.median_s(batch)
-        self._lone, self._until_s = batch, now_s + wide_s
-        if wide_s < narrow_s:
-            self._num_left_out = 0
-            return self._share_joined <= max_share_joined(narrow_s / wide_s)
-        self._num_left_out += 1
-        return self._num_left_out % (NUM_LEFT_OUT + 1) == 0
+        self._lone, self._until_s, self._was_joined = batch, now_s + wide_s, False
+        if wide_s >= narrow_s:
+            return self._is_time_to_try(NUM_LEFT_OUT)
+        if self._share_joined > max_share_joined(narrow_s / wide_s):
+            return False
+        is_in_doubt = wide_s > self._narrow.by_table_s(batch)
+        return not (is_in_doubt and self._is_time_to_try(NUM_IN_DOUBT))
 
     def joined(self, *, now_s: float) -> None:
         """Take note of a newcomer."""
+        self._was_joined = True
         if self._until_s is not None:
             self._learn_share(was_joined=now_s < self._until_s)
 
@@ -58,17 +64,19 @@ class WideRuns:
             return
         self._lone = None
         if was_wide:
-            self._wide.learn(batch, seconds)
-            if seconds < (narrow_s := self._narrow.median_s(batch)):  # one good try is enough to go on
-                self._wide.be_faster_than(batch, narrow_s)
-        else:
-            self._narrow.learn(batch, seconds)
+            self._wide.learn(batch, seconds, than=self._narrow)
+        elif not self._was_joined:  # beside another worker it takes longer
+            self._narrow.learn(batch, seconds, than=self._wide)
         if self._until_s is not None:
             self._learn_share(was_joined=False)
 
     def predict_s(self, batch: Batch) -> float:
         """Predict how long a batch will run on all cores, on the safe side."""
         return self._latency.predict_s(batch.num_rows, batch.row_size)
+
+    def _is_time_to_try(self, num_before: int) -> bool:
+        self._num_untried = (self._num_untried + 1) % (num_before + 1)
+        return self._num_untried == 0
 
     def _learn_share(self, *, was_joined: bool) -> None:
         self._until_s = None
@@ -83,16 +91,16 @@ class _Speed:
         self._factor = 1.0
 
     def median_s(self, batch: Batch) -> float:
-        return self._factor * self._by_table_s(batch)
+        return self._factor * self.by_table_s(batch)
 
-    def learn(self, batch: Batch, seconds: float) -> None:
+    def learn(self, batch: Batch, seconds: float, *, than: _Speed) -> None:
+        """Move the median; one run that was sooner `than` the other way is enough to try this one again."""
         is_more = seconds > self.median_s(batch)
         self._factor *= 1 + STEP if is_more else 1 / (1 + STEP)
+        if seconds < (other_s := than.median_s(batch)):
+            self._factor = min(self._factor, other_s / self.by_table_s(batch) / (1 + STEP))
 
-    def be_faster_than(self, batch: Batch, seconds: float) -> None:
-        self._factor = min(self._factor, seconds / self._by_table_s(batch) / (1 + STEP))
-
-    def _by_table_s(self, batch: Batch) -> float:
+    def by_table_s(self, batch: Batch) -> float:
         larger = max(1.0, batch.row_size / self._table.row_size) if self._table.row_size else 1.0
         return self._table.predict_median_s(batch.num_rows) * larger
 

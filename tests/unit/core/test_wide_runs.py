@@ -130,3 +130,16 @@ def test_a_slow_run_on_all_cores_now_and_then_changes_nothing_and_slow_ones_are_
     tried = lone_runs(runs, 10 * (NUM_LEFT_OUT + 1), seconds=0.1)
     assert sum(tried) == 10
     assert any(lone_runs(runs, 20 * (NUM_LEFT_OUT + 1))[-20:])
+
+
+def test_a_worker_is_tried_where_all_cores_are_slow_and_what_is_known_of_it_is_old() -> None:
+    """Both were slow, as beside other programs, and then the workers alone are as fast as ever."""
+    runs = new_runs()
+    for number in range(400):
+        batch = Batch(num_rows=1)
+        is_wide = runs.start(batch, now_s=float(number))
+        slow_worker_s = 40e-3 if number < 200 else 12e-3
+        runs.ended(batch, 20e-3 if is_wide else slow_worker_s, was_wide=is_wide)
+    went = lone_runs(runs, 100, seconds=20e-3)
+    assert sum(went) < 15
+    assert all(lone_runs(runs, 100)[40:])
