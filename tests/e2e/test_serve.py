@@ -576,7 +576,7 @@ def test_a_worker_that_hangs_is_replaced(bundle: Path, front: Front, caplog: pyt
 
 
 def test_a_request_that_ends_workers_is_not_run_a_third_time_and_its_mates_are_answered(
-    folder: Path, front: Front
+    folder: Path, front: Front, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The model counts as far as its input says: one request makes it count for weeks."""
     counting = write_bundle(folder / "count", write_counter(folder / "count.onnx"), [steps(3)], name="count")
@@ -599,6 +599,7 @@ def test_a_request_that_ends_workers_is_not_run_a_third_time_and_its_mates_are_a
         assert running.ask("POST", path, poison).status == 422
         assert running.ask("POST", path, infer_body(steps(7))).status == 200
         assert running.server.worker_pids == pids, "it was not run again"
+        assert caplog.messages.count("a request has ended two workers of count; the like is refused for 600 s") == 1
         metrics = running.ask("GET", "/metrics").body.decode().splitlines()
     assert 'forwardpass_requests_total{model="count",outcome="request-quarantined",version="1"} 2.0' in metrics
     (alone,) = (line for line in metrics if line.startswith('forwardpass_batches_total{model="count",reason="alone"'))

@@ -433,6 +433,7 @@ class Dispatcher:
         for request, seconds in zip(batch, self._quarantine.accuse(tensors, now_s=self._now_s()), strict=True):
             request.is_accused = True
             if seconds:
+                log.warning("a request has ended two workers of %s; the like is refused for %g s", self._model, seconds)
                 self._finish(request, RequestQuarantined(seconds=seconds))
             else:
                 self._retries.append(request)
