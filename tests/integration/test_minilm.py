@@ -88,8 +88,11 @@ def test_smoothing_takes_away_more_than_half_of_what_eight_bits_cost(encoder: En
     assert lost["int8-static-smooth"] < lost["int8-static"] / 2
 
 
-def test_a_floor_that_eight_bits_miss_holds_with_a_few_nodes_in_float(encoder: Encoder, tmp_path: Path) -> None:
+def test_a_floor_that_eight_bits_miss_holds_with_a_few_nodes_in_float(
+    encoder: Encoder, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
     workshop = encoder.workshop(tmp_path)
+    request.addfinalizer(workshop.tidy)
     static = next(blueprint for blueprint in blueprints() if blueprint.name == "int8-static-smooth")
     assert encoder.cosine(build(static, workshop).location) < 0.999
     store = ResultStore(tmp_path / "search")
