@@ -70,7 +70,7 @@ class Plan:
             closed_s=1.5,
             tune_s=1.0,
             probe_s=2.0,
-            min_probe_requests=150,
+            min_probe_requests=500,
             num_probes=6,
             in_time_s=8.0,
             goodput_s=2.5,
