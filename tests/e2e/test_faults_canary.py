@@ -108,6 +108,21 @@ def test_a_canary_that_answers_nan_is_taken_out(served: RunningServer, caplog: p
     assert traffic(served)["withdrawn"] == {}, "an operator does"
 
 
+@pytest.mark.parametrize("served", ["bad"], indirect=True)
+def test_a_shadow_that_is_left_alone_with_the_requests_is_told_once(
+    served: RunningServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It shadowed what the canary answered, which is taken out."""
+    set_traffic(served, shadow="stable")
+    ask_until_withdrawn(served)
+    assert served.ask("POST", "/v2/repository/models/mlp/load").status == 200
+    assert traffic(served)["shadow"] == "stable"
+    told = [record.message for record in caplog.records if "shadow answers" in record.message]
+    assert told == ["mlp: its shadow answers every request itself now, so there is nothing to compare"]
+    plain = served.server.repository.models["mlp"].plain_targets()
+    assert plain, "its requests may be read by native code again"
+
+
 @pytest.mark.parametrize("served", ["good"], indirect=True)
 def test_a_canary_that_is_slow_is_taken_out(served: RunningServer, caplog: pytest.LogCaptureFixture) -> None:
     """It is stopped again and again for longer than the target; the stable one has its own process."""

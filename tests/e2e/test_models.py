@@ -161,6 +161,11 @@ def test_labels_name_versions_and_a_split_shares_the_requests(served: RunningSer
             "Invalid value '{'1': 0.0}' for split: expected shares from 0 up, not all of them 0.",
         ),
         ({"shadow": "ghost"}, 404, "There is no version 'ghost' of 'mlp' here. Available: 1, 2."),
+        (
+            {"labels": {"stable": 2, "new": 2}, "shadow": "new"},
+            400,
+            "Invalid value 'new' for shadow: expected another version than the one that answers the requests.",
+        ),
         ({"labels": {"a/b": 1}}, 400, "Invalid value 'a/b' for labels: expected labels of letters"),
         ({"colour": 1}, 400, "Malformed request: Object contains unknown field `colour`"),
     ],
@@ -176,7 +181,10 @@ def test_wrong_traffic_changes_nothing(
 
 
 def test_a_shadow_sees_every_request_and_nobody_sees_it(served: RunningServer, right: dict[str, Array]) -> None:
-    set_traffic(served, shadow="2")
+    name = "forwardpass_shadow_difference"
+    assert name not in served.ask("GET", "/metrics").body.decode()
+    set_traffic(served, shadow=2)
+    assert f'{name}_count{{model="mlp",version="2"}} 0.0' in served.ask("GET", "/metrics").body.decode()
     for _ in range(4):
         np.testing.assert_array_equal(output(served.ask("POST", INFER, BODY)), right["1"])
     shadow = served.server.repository.models["mlp"].versions["2"]

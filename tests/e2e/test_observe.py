@@ -252,6 +252,20 @@ variant = "int4"
     assert len(read_config(path, overruled=("keys", "variant")).models) == 1
 
 
+def test_a_shadow_needs_another_version_to_be_compared_with(tmp_path: Path, bundle: Path) -> None:
+    path = tmp_path / "serve.toml"
+    path.write_text(f"""
+[[models]]
+path = "{bundle}"
+shadow = 1
+""")
+    with pytest.raises(InvalidConfig) as caught:
+        read_config(path)
+    assert caught.value.mistakes == (
+        "models[0]: Invalid value '1' for shadow: expected another version than the one that answers the requests.",
+    )
+
+
 def test_a_pipeline_is_read_as_it_is_written(tmp_path: Path, bundle: Path) -> None:
     path = tmp_path / "serve.toml"
     path.write_text(f"""

@@ -19,7 +19,7 @@ from forwardpass.serve.auth import read_keys
 from forwardpass.serve.control import RollbackBody, TrafficBody
 from forwardpass.serve.models import ModelConfig
 from forwardpass.serve.planning import PipelineConfig, StepConfig, tell_cycles
-from forwardpass.serve.repository import MODEL_NAME, models_in, wanted_versions
+from forwardpass.serve.repository import MODEL_NAME, check_traffic, models_in
 from forwardpass.serve.settings import Front, LowLoadThreads, ModelSettings, SameAnswer, ServeSettings
 
 __all__ = ["ServeConfig", "describe_config", "name_of", "read_config"]
@@ -47,7 +47,7 @@ class _Model(_Defaults, forbid_unknown_fields=True, kw_only=True):
     name: str | None = None
     labels: dict[str, str | int] = {}
     split: dict[str, float] = {}
-    shadow: str | None = None
+    shadow: str | int | None = None
     rollback: bool | RollbackBody = True
 
 
@@ -289,7 +289,7 @@ class _Reader:
         variant = config.settings.variant
         if variant is not None and "variant" not in self._overruled and is_bundle(config.path):
             self._noting(f"{where}.variant", lambda: check_variant(config.path, variant))
-        self._noting(where, lambda: wanted_versions(config))
+        self._noting(where, lambda: check_traffic(config))
 
     def _model(self, section: object, where: str, defaults: ModelSettings) -> ModelConfig | None:
         fields = self._complete(section, where, _Model, ("path",))

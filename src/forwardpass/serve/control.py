@@ -52,7 +52,7 @@ class TrafficBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
     labels: dict[str, str | int] = {}
     split: dict[str, float] = {}
-    shadow: str | None = None
+    shadow: str | int | None = None
     rollback: bool | RollbackBody = True
 
     def traffic(self) -> Traffic:
@@ -70,7 +70,8 @@ class TrafficBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         labels = {label: str(number) for label, number in self.labels.items()}
         asked = RollbackBody() if self.rollback is True else self.rollback
         rollback = asked.limits() if asked else None
-        return Traffic(labels=labels, split=self.split, shadow=self.shadow, rollback=rollback)
+        shadow = str(self.shadow) if self.shadow is not None else None
+        return Traffic(labels=labels, split=self.split, shadow=shadow, rollback=rollback)
 
 
 class ControlRoutes:

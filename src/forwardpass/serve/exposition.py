@@ -104,6 +104,10 @@ class _Collector:
         self._is_ready = is_ready
 
     def collect(self) -> Iterator[Metric]:
+        """Return the families that have something to tell: a name without a value would tell nothing."""
+        return (family for family in self._families() if family.samples)
+
+    def _families(self) -> Iterator[Metric]:
         from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily
 
         info = GaugeMetricFamily("forwardpass_info", "The version of forwardpass.", labels=("version",))
@@ -121,6 +125,12 @@ class _Collector:
         for name, text, of in HISTOGRAMS:
             counted = everything if name == REQUEST_SECONDS else versions  # only models have queues and batches
             yield _histograms(name, text, [(one, of(one.metrics)) for one in counted])
+        shadows = [version for model in self._repository.models.values() for version in model.compared]
+        yield _histograms(
+            "forwardpass_shadow_difference",
+            "How far the shadow's answers are from those of the version that answered, relative to the largest value.",
+            [(version, version.metrics.shadow_difference) for version in shadows],
+        )
         outcomes = CounterMetricFamily("forwardpass_requests", "Requests by outcome.", labels=(*LABELS, "outcome"))
         closed = CounterMetricFamily(
             "forwardpass_batches", "Batches by why they were closed.", labels=(*LABELS, "reason")
@@ -161,11 +171,6 @@ HISTOGRAMS: tuple[tuple[str, str, Callable[[ModelMetrics], Histogram]], ...] = (
     ("forwardpass_queue_seconds", "From arrival until the batch starts.", lambda metrics: metrics.queue),
     ("forwardpass_compute_seconds", "How long a batch runs.", lambda metrics: metrics.compute),
     ("forwardpass_batch_rows", "Rows in a batch.", lambda metrics: metrics.batch_rows),
-    (
-        "forwardpass_shadow_difference",
-        "How far the shadow's answers are from those of the version that answered, relative to the largest value.",
-        lambda metrics: metrics.shadow_difference,
-    ),
 )
 
 

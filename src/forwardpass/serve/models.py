@@ -75,6 +75,11 @@ class Traffic:
         others = [number for number in numbers if number != shadow] or [*numbers]
         return self.labels.get("stable") or max(others, key=int)
 
+    def shadows_itself(self, numbers: Iterable[str]) -> bool:
+        """Tell whether the shadow is the only one of these versions that answers requests that name none."""
+        shared = {self.number(name) for name, share in self.split.items() if share > 0}
+        return self.shadow is not None and (shared or {self.default(numbers)}) == {self.number(self.shadow)}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelConfig:
@@ -105,7 +110,9 @@ class Model:
         self.traffic = traffic
         self.default = self.versions[traffic.default(self.versions)]
         self._by_name = self.versions | {label: self.versions[number] for label, number in traffic.labels.items()}
-        self._shadow = self._by_name[traffic.shadow] if traffic.shadow else None
+        self.has_idle_shadow = traffic.shadows_itself(self.versions)
+        """The version that was to be the shadow answers everything itself, so that nothing is copied to it."""
+        self._shadow = self._by_name[traffic.shadow] if traffic.shadow and not self.has_idle_shadow else None
         self._shares = [(self._by_name[name], share) for name, share in traffic.split.items() if share > 0]
         self._random = random.Random(name)  # noqa: S311 - which of two versions somebody gets need not be a secret
         self._trials = self._put_on_trial(on_verdict)
@@ -130,6 +137,15 @@ class Model:
             return []
         named: list[tuple[str | None, ModelVersion]] = list(self._by_name.items())
         return named if self._shares else [(None, self.default), *named]
+
+    @property
+    def compared(self) -> list[ModelVersion]:
+        """The versions whose answers are or were compared with those of another one."""
+        return [
+            version
+            for version in self.versions.values()
+            if version is self._shadow or version.metrics.shadow_difference.num_values
+        ]
 
     @property
     def names(self) -> tuple[str, ...]:

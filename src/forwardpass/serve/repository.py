@@ -19,7 +19,14 @@ from forwardpass.bundle import Bundle, is_bundle, open_bundle, versions_in
 from forwardpass.bundle.manifest import MANIFEST_NAME
 from forwardpass.core.canary import Verdict
 from forwardpass.core.tensors import Signature
-from forwardpass.errors import BundleError, ForwardpassError, InvalidPipelines, MalformedRequest, NotFound
+from forwardpass.errors import (
+    BundleError,
+    ForwardpassError,
+    InvalidOption,
+    InvalidPipelines,
+    MalformedRequest,
+    NotFound,
+)
 from forwardpass.serve.models import Model, ModelConfig, Traffic
 from forwardpass.serve.pipelines import VERSION, Pipeline
 from forwardpass.serve.planning import PipelineConfig, StepConfig, plan_pipeline, planning_order, tell_cycles
@@ -27,7 +34,7 @@ from forwardpass.serve.served import Served
 from forwardpass.serve.settings import ModelSettings
 from forwardpass.serve.versions import ModelVersion
 
-__all__ = ["IndexEntry", "Repository", "models_in", "wanted_versions"]
+__all__ = ["IndexEntry", "Repository", "check_traffic", "models_in"]
 
 MODEL_NAME = re.compile(r"(?!\.)[A-Za-z0-9._-]{1,64}", re.ASCII)
 
@@ -177,7 +184,7 @@ class Repository:
         """Change labels, split and shadow of a model; versions that they name are loaded.
 
         Raises:
-            ForwardpassError: it names a version that does not exist or cannot be loaded.
+            ForwardpassError: it names a version that does not exist or cannot be loaded, or a shadow that is none.
         """
         self._refuse_pipeline(name)
         self._config(name)  # which says that there is no such model
@@ -194,6 +201,7 @@ class Repository:
         previous = self._configs.get(name)
         self._configs[name] = replace(self._config(name), traffic=traffic)
         try:
+            check_traffic(self._config(name))
             await self._load(self._config(name))
         except ForwardpassError as error:
             log.warning("the traffic of %s stays as it was: %s", name, error)
@@ -286,7 +294,11 @@ class Repository:
         self._retire([version for number, version in served.items() if kept.get(number) is not version])
 
     def _model(self, config: ModelConfig, versions: Sequence[ModelVersion]) -> Model:
-        return Model(config.name, versions, config.traffic, on_verdict=partial(self._withdraw, config))
+        before = self.models.get(config.name)
+        model = Model(config.name, versions, config.traffic, on_verdict=partial(self._withdraw, config))
+        if model.has_idle_shadow and not (before is not None and before.has_idle_shadow):
+            log.warning("%s: its shadow answers every request itself now, so there is nothing to compare", config.name)
+        return model
 
     def _latest(self, config: ModelConfig, loaded: Mapping[str, ModelVersion]) -> ModelConfig:
         """Return the configuration that holds now: a version may have been taken out while others were loaded."""
@@ -431,6 +443,19 @@ def wanted_versions(config: ModelConfig) -> dict[str, Path]:
             raise NotFound(what=f"version '{number}' of '{config.name}'", available=tuple(sorted(found, key=int)))
     default = [] if config.traffic.split else [config.traffic.default(found)]
     return {number: found[number] for number in dict.fromkeys((*config.traffic.wanted, *default))}
+
+
+def check_traffic(config: ModelConfig) -> None:
+    """Check the traffic of a model against the versions that are there.
+
+    Raises:
+        NotFound: a version is named that is not there.
+        BundleError: there is none at all.
+        InvalidOption: the shadow would have nobody to be compared with.
+    """
+    if config.traffic.shadows_itself(wanted_versions(config)):
+        expected = "another version than the one that answers the requests"
+        raise InvalidOption(option="shadow", value=config.traffic.shadow or "", expected=expected)
 
 
 def _fingerprint(path: Path) -> tuple[object, ...]:

@@ -40,5 +40,6 @@ def test_nobody_loads_with_traffic_that_is_about_to_be_refused(monkeypatch: pyte
         assert [line.reason for line in repository.index()] == ["not loaded"]
 
     monkeypatch.setattr(Repository, "_load", load)
+    monkeypatch.setattr("forwardpass.serve.repository.check_traffic", lambda _: None)
     asyncio.run(play())
     assert loaded == [wrong, usual]
