@@ -23,12 +23,14 @@ from forwardpass.serve import Front
 from forwardpass.serve.auth import Scope, new_key, write_keys
 from forwardpass.serve.native import is_available
 from tests.e2e.serving import (
+    FRONTS,
     Background,
     RunningServer,
     eventually,
     infer_body,
     output,
     read_answers,
+    read_to_the_end,
     serve_settings,
     serving,
 )
@@ -72,6 +74,17 @@ NUMBERS = st.one_of(
     st.sampled_from(["NaN", "Infinity", "null", "true", '"1"', "1e", "-", "1e999999", "[1]", "0." + "1" * 40]),
 )
 WORDS = st.sampled_from(["pixels", "FP32", "FP64", "x", "", "ü", "a\\u0041", 'quo\\"te'])
+TIMEOUTS = st.one_of(
+    st.integers(10**7, 10**19).map(str),  # long enough for an answer
+    st.sampled_from(["0", "-1", "1e7", "10000000.0", "010000000", "null", "true", '"10000000"', "[]"]),
+)
+PARAMETERS = st.lists(
+    st.one_of(
+        st.sampled_from(['"binary_data_output":true', '"binary_data_output": false', '"priority":1', '"x":1']),
+        TIMEOUTS.map('"timeout":{}'.format),
+    ),
+    max_size=3,
+)
 GAPS = st.sampled_from(["", "", " ", "\n\t"])
 
 
@@ -105,10 +118,7 @@ def infer_bodies(draw: st.DrawFn) -> tuple[bytes, int | None]:
     if draw(st.integers(0, 3)) == 0:
         document.append(f'"id":"{draw(WORDS)}"')
     if draw(st.integers(0, 3)) == 0:
-        extra = st.sampled_from(
-            ['{"binary_data_output":true}', '{"binary_data_output": false}', "{}", '{"priority":1}']
-        )
-        document.append(f'"parameters":{draw(extra)}')
+        document.append(f'"parameters":{{{f"{gap},".join(draw(PARAMETERS))}}}')
     if draw(st.integers(0, 9)) == 0:
         document.append('"outputs":[{"name":"scores"}]')
     text = f"{gap}{{{f'{gap},'.join(draw(st.permutations(document)))}}}{gap}".encode()
@@ -185,6 +195,42 @@ def answer_to(server: RunningServer, *pieces: bytes) -> Any:
     return answer.status, headers, json.loads(answer.body)
 
 
+NOISE = st.one_of(
+    st.binary(min_size=1, max_size=40),
+    st.binary(max_size=40).map(b"\x16\x03".__add__),
+    st.sampled_from(
+        [b"SSH-2.0-x\r\n", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", b"\r\n", b"get / HTTP/1.1", b"GE T", b"POS"]
+    ),
+)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(noise=NOISE)
+def test_what_is_no_request_gets_the_same_answer(both: tuple[RunningServer, RunningServer], noise: bytes) -> None:
+    native, python = (answer_to_the_end(server, noise) for server in both)
+    assert native == python
+
+
+def answer_to_the_end(server: RunningServer, sent: bytes) -> bytes:
+    with closing(server.connect()) as client:
+        client.settimeout(TIMEOUT_S)
+        client.sendall(sent)
+        try:
+            return read_to_the_end(client)
+        except ConnectionError:  # the server has hung up without a word
+            return b""
+
+
+@pytest.mark.parametrize("front", FRONTS)
+def test_tls_is_told_at_once_that_it_is_not_spoken_here(bundle: Path, front: Front) -> None:
+    """The first words of `openssl s_client`, on a server that waits long for the headers of a request."""
+    with serving(bundle, serve_settings(front=front, header_timeout_s=1000.0)) as running:
+        answer = answer_to_the_end(running, bytes.fromhex("16030101320100012e0303") + bytes(300))
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400 Bad Request\r\ncontent-type: text/plain\r\n")
+    assert body == b"This port speaks HTTP, not HTTPS: ask http:// instead of https://, or serve with --tls-cert.\n"
+
+
 # --- what happens meanwhile
 
 ONES = json.dumps({"inputs": [{"name": "pixels", "shape": [1, 64], "datatype": "FP32", "data": [1] * 64}]})
@@ -210,8 +256,8 @@ def test_what_a_dead_worker_ran_is_run_again(bundle: Path) -> None:
         assert read_answers(clients[0], 1)[0].status == 200
 
 
-def request_of(rows: Array, *headers: str) -> bytes:
-    body = infer_body({"pixels": rows})
+def request_of(rows: Array, *headers: str, **fields: object) -> bytes:
+    body = infer_body({"pixels": rows}, **fields)
     lines = [f"POST {INFER} HTTP/1.1", "Host: localhost", f"Content-Length: {len(body)}", *headers]
     return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
 
@@ -230,6 +276,22 @@ def test_an_answer_that_comes_after_its_deadline_goes_to_nobody_else(bundle: Pat
         assert np.array_equal(output(read_answers(client, 1)[0]), right)
         client.sendall(request_of(rows[:1]))
         assert output(read_answers(client, 1)[0]).shape == (1, 10)
+
+
+def test_a_deadline_in_the_body_is_kept_by_native_code(bundle: Path) -> None:
+    """The shorter one counts, of that in the body and that in the header."""
+    rows = np.zeros((1, NUM_INPUTS), np.float32)
+    asked = [(50_000, ()), (50_000, ("X-Request-Timeout-Ms: 9000",)), (9_000_000, ("X-Request-Timeout-Ms: 50",))]
+    with native_server(bundle) as running, running.frozen_worker():
+        for number, (timeout_us, headers) in enumerate(asked, start=1):
+            with closing(running.connect()) as client:
+                client.sendall(request_of(rows, *headers, parameters={"timeout": timeout_us}))
+                (answer,) = read_answers(client, 1)
+            assert answer.status == 504
+            assert answer.json["error"] == "The request could not be answered within its deadline of 0.05 s."
+            line = running.server.repository.models["mlp"].default._line
+            assert line is not None
+            assert line.statistics()[2] == number, "it was taken in there"
 
 
 def test_a_request_that_died_with_its_worker_holds_nobody_up(bundle: Path) -> None:

@@ -33,6 +33,15 @@ LINGER_S = 2.0
 LATE_S = 0.05
 """A deadline that the event loop notices later than this is put off once by as much."""
 
+TLS_HANDSHAKE = b"\x16\x03"
+"""The first bytes of whoever speaks TLS."""
+NOT_HTTPS = Response(
+    status=400,
+    content_type="text/plain",
+    body=b"This port speaks HTTP, not HTTPS: ask http:// instead of https://, or serve with --tls-cert.\n",
+)
+"""Plain text, for people who look at what came over the wire: no client of HTTP reads it."""
+
 Handler = Callable[[Exchange], None]
 Admission = Callable[[Exchange], Response | None]
 """Looks at a request whose headers are there; returns the refusal of one whose body is not to be read."""
@@ -118,7 +127,10 @@ class HttpConnection(asyncio.Protocol):
         except httptools.HttpParserUpgrade:
             self._refuse(400, "This server does not switch protocols.")
         except httptools.HttpParserError:
-            self._refuse(400, "This is not HTTP/1.1.")
+            if was_between and data.startswith(TLS_HANDSHAKE):
+                self._refuse_with(NOT_HTTPS)
+            else:
+                self._refuse(400, "This is not HTTP/1.1.")
         if self._is_in_headers and self._num_begun <= was_between:  # otherwise it begins with another request's end
             self._num_unparsed_bytes += len(data)
             self._check_header(self._num_unparsed_bytes)

@@ -54,6 +54,7 @@ cdef extern from "wire.hpp" namespace "wire" nogil:
         int64_t num_rows
         cbool has_id
         cbool is_binary
+        int64_t timeout_us
         const char *data
         size_t data_bytes
     cdef cppclass Output:
@@ -111,6 +112,7 @@ cdef enum:
     MAX_GRANTS = 1024
     MAX_UNCHECKED_BYTES = 16384
 
+cdef int64_t MAX_TIMEOUT_US = 3600 * 1000000  # as in serve.oip
 cdef double WORTHWHILE = 0.95
 cdef double SIZE_SMOOTHING = 0.25
 cdef double CAUTION_GAINED = 0.5
@@ -997,7 +999,7 @@ cdef class Front:
             return 0
         if not self._is_granted(connection):
             return 0
-        cdef double timeout_s = line.timeout_s
+        cdef double asked_s, timeout_s = line.timeout_s
         if head.timeout_ms > 0:
             timeout_s = head.timeout_ms / 1e3
         if connection.waited_s >= MAX_WAITED_SHARE * timeout_s and connection.waited_s > 0.0:
@@ -1007,6 +1009,9 @@ cdef class Front:
         if not read_infer(connection.buffer + head.num_bytes, <size_t> head.content_length, head.json_length, line.input,
                           connection.data, connection.infer):
             return 0
+        if connection.infer.timeout_us > 0:
+            asked_s = min(connection.infer.timeout_us, MAX_TIMEOUT_US) * 1e-6
+            timeout_s = min(timeout_s, asked_s) if head.timeout_ms > 0 else asked_s
         cdef double now_s = monotonic()
         connection.timeout_s = timeout_s
         connection.deadline_s = now_s + timeout_s - connection.waited_s

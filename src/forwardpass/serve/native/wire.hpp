@@ -6,6 +6,7 @@
  */
 #pragma once
 
+#include <algorithm>
 #include <charconv>
 #include <cmath>
 #include <cstdint>
@@ -114,14 +115,18 @@ inline Verdict parse_header_line(Head &head, const char *line, const char *end, 
     return Verdict::FINE;
 }
 
-inline bool is_common(const Text &method) {
-    for (const char *known : {"GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
-        if (method.is_exactly(known)) return true;
+constexpr const char *METHODS[] = {"GET ", "POST ", "PUT ", "PATCH ", "DELETE ", "OPTIONS "};
+
+/* Whether this is the beginning of a request, as far as it has come: TLS, for one, is not, and has no end to wait for. */
+inline bool begins_like_request(const char *data, size_t size) {
+    for (const char *method : METHODS)
+        if (std::memcmp(data, method, std::min(size, std::strlen(method))) == 0) return true;
     return false;
 }
 
 inline Verdict parse_head(const char *data, size_t size, size_t max_bytes, Head &head) {
     head = Head();
+    if (!begins_like_request(data, size)) return Verdict::NOT_MINE;
     const void *found = memmem(data, size, "\r\n\r\n", 4);
     if (found == nullptr) return size > max_bytes ? Verdict::NOT_MINE : Verdict::INCOMPLETE;
     const char *end = static_cast<const char *>(found);
@@ -130,10 +135,8 @@ inline Verdict parse_head(const char *data, size_t size, size_t max_bytes, Head 
     end += 2;  /* the last header's own line break */
     const char *line_end = static_cast<const char *>(std::memchr(data, '\r', static_cast<size_t>(end - data)));
     if (line_end == nullptr) return Verdict::NOT_MINE;
-    const char *c = data;
-    while (c < line_end && *c >= 'A' && *c <= 'Z') c++;
+    const char *c = static_cast<const char *>(std::memchr(data, ' ', head.num_bytes));
     head.method = {data, static_cast<size_t>(c - data)};
-    if (!is_common(head.method) || *c != ' ') return Verdict::NOT_MINE;
     const char *target = ++c;
     while (c < line_end && *c > 0x20 && *c < 0x7f) c++;
     head.target = {target, static_cast<size_t>(c - target)};
@@ -170,6 +173,7 @@ struct Infer {
     Text id;  /* as it stands in the JSON, without its quotes */
     bool has_id = false;
     bool is_binary = false;  /* the answer is to be */
+    int64_t timeout_us = NONE;
     const char *data = nullptr;
     size_t data_bytes = 0;
 };
@@ -197,7 +201,7 @@ class Reader {
                 infer.id = id;
                 infer.has_id = true;
             }
-            if (what == PARAMETERS && !flag("binary_data_output", infer.is_binary)) return false;
+            if (what == PARAMETERS && !parameters(infer)) return false;
         } while (take(','));
         if (!take('}') || !(seen & INPUTS)) return false;
         skip();
@@ -360,9 +364,23 @@ class Reader {
         return false;
     }
 
-    bool flag(const char *name, bool &value) {
-        Text key;
-        if (!take('{') || !string(key) || !key.is_exactly(name) || !take(':')) return false;
+    bool parameters(Infer &infer) {
+        enum { BINARY = 1, TIMEOUT = 2 };
+        int seen = 0;
+        if (!take('{')) return false;
+        do {
+            Text key;
+            if (!string(key) || !take(':')) return false;
+            int what = key.is_exactly("binary_data_output") ? BINARY : key.is_exactly("timeout") ? TIMEOUT : 0;
+            if (what == 0 || (seen & what)) return false;
+            seen |= what;
+            if (what == BINARY && !flag(infer.is_binary)) return false;
+            if (what == TIMEOUT && !(integer(infer.timeout_us) && infer.timeout_us > 0)) return false;
+        } while (take(','));
+        return take('}');
+    }
+
+    bool flag(bool &value) {
         skip();
         size_t left = static_cast<size_t>(end_ - at_);
         if (left >= 4 && std::memcmp(at_, "true", 4) == 0) {
@@ -374,7 +392,7 @@ class Reader {
         } else {
             return false;
         }
-        return take('}');
+        return true;
     }
 
     bool size(const char *name, int64_t &value) {
