@@ -94,6 +94,16 @@ def test_every_route_asks_for_its_scope_and_no_other_key_passes(guarded: Running
                 assert name in ("infer", "read")
 
 
+@pytest.mark.parametrize("path", ["/nothing", "/v2/models/nothing/infer", "/v1/models/mlp:predict"])
+def test_only_who_has_a_key_is_told_what_there_is_instead(
+    guarded: RunningServer, keys: dict[str, str], path: str
+) -> None:
+    for name in ("none", "infer", "read", "admin", "old"):
+        answer = guarded.ask("POST", path, BODY, bearer(keys[name]) if name != "none" else {})
+        assert answer.status == (401 if name in ("none", "old") else 404), name
+        assert ("mlp" in answer.json["error"].replace(path, "")) == (answer.status == 404 and path != "/nothing")
+
+
 @pytest.mark.parametrize(
     ("headers", "status", "sentence"),
     [

@@ -178,6 +178,7 @@ def given(**changes: object) -> bytes:
     return json.dumps({"inputs": [tensor]}).encode()
 
 
+ROUTES = "Available: /v2/models/mlp/infer, /v1/models/mlp/predict."
 MISTAKES: list[tuple[str, str, bytes, int, str]] = [
     ("POST", INFER, b"", 400, "Malformed request: Input data was truncated."),
     ("POST", INFER, b"{", 400, "Malformed request: Input data was truncated."),
@@ -201,7 +202,11 @@ MISTAKES: list[tuple[str, str, bytes, int, str]] = [
     ("POST", INFER, given()[:-1] + b',"parameters":{"timeout":-1}}', 400, "Malformed request: the parameter 'timeout"),
     ("POST", "/v2/models/other/infer", given(), 404, "There is no model 'other' here. Available: mlp."),
     ("POST", "/v2/models/mlp/versions/9/infer", given(), 404, "There is no version '9' of 'mlp' here. Available: 1."),
-    ("GET", "/nothing", b"", 404, "There is no route '/nothing' here."),
+    ("GET", "/nothing", b"", 404, "There is no route '/nothing' here. Available: /, /docs."),
+    ("POST", "/v1/models/mlp:predict", b"{}", 404, f"There is no route '/v1/models/mlp:predict' here. {ROUTES}"),
+    ("POST", "/v2/models/mlp/predict", b"{}", 404, f"There is no route '/v2/models/mlp/predict' here. {ROUTES}"),
+    ("POST", "/v1/models/no:predict", b"{}", 404, "There is no model 'no' here. Available: mlp."),
+    ("POST", "/v1/models/mlp/versions/9:predict", b"", 404, "There is no version '9' of 'mlp' here. Available: 1."),
     ("GET", "/v2/models/", b"", 404, "There is no model '' here. Available: mlp."),
     ("GET", INFER, b"", 405, "This route takes POST."),
     ("PUT", READY, b"", 405, "This route takes GET, HEAD."),

@@ -129,15 +129,21 @@ class Application:
         try:
             endpoint = self._find(exchange)
         except NotFound:
-            return None  # handle says so
+            return self._refusal(exchange, None)  # handle says so, and names what there is: not to everybody
         if isinstance(endpoint, Response) or endpoint.scope is None:
             return None
-        try:
-            self._gate.check(exchange.headers, endpoint.scope)
-        except RequestError as error:
-            return error_response(error)
+        refusal = self._refusal(exchange, endpoint.scope)
+        if refusal is not None:
+            return refusal
         if exchange.waited_s and endpoint.is_too_late is not None and endpoint.is_too_late(exchange):
             return TOO_BUSY
+        return None
+
+    def _refusal(self, exchange: Exchange, scope: Scope | None) -> Response | None:
+        try:
+            self._gate.check(exchange.headers, scope)
+        except RequestError as error:
+            return error_response(error)
         return None
 
     def grant_s(self, exchange: Exchange) -> float:
@@ -231,13 +237,23 @@ def _is_too_late(model: Served, exchange: Exchange) -> bool:
 
 
 def _nothing_at(path: str, models: Mapping[str, Served]) -> NotFound:
+    """Say what there is in place of a path: other models, versions or routes.
+
+    The routes of inference are told to those, too, who ask as KServe v1 and TensorFlow Serving have it (`:predict`).
+    """
     shown = path if path.isprintable() and len(path) <= 200 else "this path"
     parts = path.split("/")
-    if path.startswith(("/v2/models/", "/v1/models/")):
-        model = models.get(parts[3])
-        if model is None:
-            wanted = f"model '{parts[3][:64]}'" if parts[3].isprintable() else "such model"
-            return NotFound(what=wanted, available=tuple(models))
-        if parts[4:5] == ["versions"] and len(parts) > 5 and parts[5] not in model.names and parts[5].isprintable():
-            return NotFound(what=f"version '{parts[5][:64]}' of '{model.name}'", available=model.names)
-    return NotFound(what=f"route '{shown}'")
+    if not path.startswith(("/v2/models/", "/v1/models/")):
+        return NotFound(what=f"route '{shown}'", available=("/", "/docs"))
+    name = parts[3].partition(":")[0]
+    model = models.get(name)
+    if model is None:
+        wanted = f"model '{name[:64]}'" if name.isprintable() else "such model"
+        return NotFound(what=wanted, available=tuple(models))
+    if parts[4:5] == ["versions"] and len(parts) > 5:
+        version = parts[5].partition(":")[0]
+        if version not in model.names and version.isprintable():
+            return NotFound(what=f"version '{version[:64]}' of '{model.name}'", available=model.names)
+    return NotFound(
+        what=f"route '{shown}'", available=(f"/v2/models/{model.name}/infer", f"/v1/models/{model.name}/predict")
+    )

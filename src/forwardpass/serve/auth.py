@@ -55,8 +55,8 @@ class _KeyFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 class Gate:
     """Lets requests pass, or raises."""
 
-    def check(self, headers: Mapping[bytes, bytes], scope: Scope) -> None:
-        """Return if the request may pass.
+    def check(self, headers: Mapping[bytes, bytes], scope: Scope | None) -> None:
+        """Return if the request may pass; without a scope, with any key that is valid.
 
         Raises:
             Unauthorized: the key is missing, unknown or has expired.
@@ -76,7 +76,7 @@ class OpenGate(Gate):
     def __init__(self, *, is_loopback: bool) -> None:
         self._is_loopback = is_loopback
 
-    def check(self, headers: Mapping[bytes, bytes], scope: Scope) -> None:
+    def check(self, headers: Mapping[bytes, bytes], scope: Scope | None) -> None:
         """Let everything pass but control from elsewhere."""
         if scope is Scope.ADMIN and not self._is_loopback:
             raise Forbidden(reason="models are loaded and unloaded over the network only with an API key (--keys)")
@@ -114,14 +114,14 @@ class KeyRing(Gate):
         self._stamp = _stamp(path)
         self._records = {record.sha256: record for record in read_keys(path)}
 
-    def check(self, headers: Mapping[bytes, bytes], scope: Scope) -> None:
+    def check(self, headers: Mapping[bytes, bytes], scope: Scope | None) -> None:
         """Let the request pass if its key allows it."""
         now_s = self._clock()
         self._look(now_s)
         record = self._find(_key_in(headers))
         if record.expires_at is not None and record.expires_at <= self._now():
             raise Unauthorized(reason=f"this one expired at {record.expires_at:%Y-%m-%d %H:%M} UTC")
-        if scope not in record.scopes and Scope.ADMIN not in record.scopes:
+        if scope is not None and scope not in record.scopes and Scope.ADMIN not in record.scopes:
             raise Forbidden(reason=f"this API key does not have the scope '{scope}'")
         if record.requests_per_s is not None:
             self._spend(record, record.requests_per_s, now_s)
