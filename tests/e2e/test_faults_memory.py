@@ -7,6 +7,7 @@ batch are run alone and answered, and the worker goes on.
 from __future__ import annotations
 
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -15,12 +16,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
 import pytest
 
 from forwardpass.core.tensors import Array
+from forwardpass.errors import ModelNotServed
+from forwardpass.serve.process import WorkerProcess
 from tests.e2e.serving import Answer, Background, RunningServer, eventually, infer_body, output, serve_settings, serving
 from tests.models import write_bundle, write_ones
 
@@ -135,6 +139,68 @@ def test_a_worker_that_the_kernel_kills_for_memory_is_replaced(served: RunningSe
         assert answer.status == 200, "its successor has room for it"
         eventually(lambda: ask(served, 5).status == 200)
         assert served.server.worker_pids[0] != pid
+
+
+@pytest.mark.parametrize(("number", "is_of_memory"), [(signal.SIGKILL, True), (signal.SIGTRAP, False)])
+def test_a_worker_that_was_probably_killed_for_memory_leaves_word_of_it(
+    bundle: Path, caplog: pytest.LogCaptureFixture, number: signal.Signals, is_of_memory: bool
+) -> None:
+    with serving(bundle) as running:
+        pid = running.server.worker_pids[0]
+        assert output(ask(running, 20_000_000)).shape == (1, 20_000_000)
+        peak_bytes = psutil.Process(pid).memory_info().rss
+        os.kill(pid, number)
+        eventually(lambda: any("starting another" in line for line in caplog.messages))
+        assert output(ask(running, 5)).shape == (1, 5)
+    told = "\n".join(caplog.messages)
+    assert f"the worker {pid} of ones ended (signal {number.name}" in told
+    held = re.search(r"probably for lack of memory: it held up to (\d+) MB", told)
+    assert (held is not None) == is_of_memory
+    assert ("Give the server more memory, or serve with fewer workers" in told) == is_of_memory
+    if held is not None:
+        assert int(held[1]) >= peak_bytes // 10**6
+
+
+def test_a_worker_that_is_killed_while_it_loads_is_told_with_what_to_do(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = WorkerProcess._popen
+
+    def start_and_kill(self: WorkerProcess, channel: int, arena: int) -> subprocess.Popen[bytes]:
+        process = start(self, channel, arena)
+        process.kill()
+        return process
+
+    monkeypatch.setattr(WorkerProcess, "_popen", start_and_kill)
+    with pytest.raises(ModelNotServed) as caught, serving(bundle):
+        pass
+    assert "ended while loading (signal SIGKILL, probably for lack of memory: it held up to" in str(caught.value)
+    assert "Give the server more memory" in str(caught.value)
+
+
+def test_a_model_that_memory_does_not_suffice_for_is_told_as_such(
+    bundle: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is said of another worker either: the server does not start."""
+    start = WorkerProcess._popen
+
+    def start_poor(self: WorkerProcess, channel: int, arena: int) -> subprocess.Popen[bytes]:
+        patched = "import onnxruntime as ort, runpy, sys\nsys.argv = sys.argv[2:]\n"
+        patched += "def fail(*_, **__): raise RuntimeError('std::bad_alloc')\nort.InferenceSession = fail\n"
+        patched += "runpy.run_module('forwardpass.serve.worker', run_name='__main__')"
+        popen = subprocess.Popen
+
+        def start_patched(command: list[str], **options: Any) -> subprocess.Popen[bytes]:
+            return popen([command[0], "-c", patched, *command[1:]], **options)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(subprocess, "Popen", start_patched)
+            return start(self, channel, arena)
+
+    monkeypatch.setattr(WorkerProcess, "_popen", start_poor)
+    with pytest.raises(ModelNotServed, match="there is not enough memory for it"), serving(bundle):
+        pass
+    assert "starting another" not in caplog.text
 
 
 def test_an_answer_that_cannot_be_made_is_an_error_for_one_and_nobody_else(

@@ -120,7 +120,7 @@ class OnnxRuntime:
         try:
             outputs = self._session.run(self._output_names, given)
         except Exception as error:  # ONNX Runtime has no class for this, and its classes share no base but this one
-            if any(words in str(error) for words in _OUT_OF_MEMORY):
+            if _is_of_memory(error):
                 raise MemoryError("ONNX Runtime could not allocate memory") from error
             raise
         answers = dict(zip(self._output_names, outputs, strict=True))
@@ -210,7 +210,8 @@ def _session(model: str | bytes, settings: ort.SessionOptions, path: str) -> ort
     try:
         return ort.InferenceSession(model, settings, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime's own classes share no base but this one
-        raise InvalidModel(path=path, reason=_first_line(error)) from error
+        reason = "there is not enough memory for it" if _is_of_memory(error) else _first_line(error)
+        raise InvalidModel(path=path, reason=reason) from error
 
 
 def _signature(session: ort.InferenceSession, path: str) -> Signature:
@@ -253,6 +254,10 @@ def _as_texts(array: Array, name: str) -> Array:
 
 _PREFIX = re.compile(r"^\[ONNXRuntimeError\] : \d+ : \w+ : (Load model from .*? failed:)?\s*")
 _SAME_NAME = re.compile(r"two nodes with same node name \((.*)\)")
+
+
+def _is_of_memory(error: Exception) -> bool:
+    return any(words in str(error) for words in _OUT_OF_MEMORY)
 
 
 def _first_line(error: Exception) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import signal
 import socket
 import subprocess
 import sys
@@ -29,11 +28,18 @@ from forwardpass.serve.channel import (
     encode,
     socket_pair,
 )
+from forwardpass.serve.endings import find_ending
 
 __all__ = ["WorkerListener", "WorkerProcess", "WorkerState"]
 
 FIRST_PAUSE_S = 0.1
 LONGEST_PAUSE_S = 5.0
+EXIT_S = 0.05
+"""From the end of a process' last word to that of the process, generously."""
+MORE_MEMORY = (
+    "Give the server more memory, or serve with fewer workers (--workers), smaller batches (--max-batch) or a smaller "
+    "variant."
+)
 
 log = logging.getLogger("forwardpass.serve")
 
@@ -203,9 +209,13 @@ class WorkerProcess:
             self._listener.on_failed(message)
 
     def _note_start(self, message: object) -> None:
-        if not self._first_answer.done() and isinstance(message, Ready | Failed):
+        is_first = not self._first_answer.done()
+        if is_first and isinstance(message, Ready | Failed):
             self._first_answer.set_result(message)
-        if isinstance(message, Ready):
+        if is_first and isinstance(message, Failed):  # whoever waits for it says so, and starts no other
+            self.state = WorkerState.STOPPED
+            self._hang_up()
+        elif isinstance(message, Ready):
             self._pause_s = FIRST_PAUSE_S
             self.state = WorkerState.IDLE
             self.has_wide = message.has_wide
@@ -220,12 +230,24 @@ class WorkerProcess:
         if self.state is WorkerState.STOPPED:
             return
         self._hang_up()
-        code = self._process.poll()
-        if not self._first_answer.done():
-            self._first_answer.set_result(Failed("worker-lost", f"its worker ended while loading ({_ending(code)})."))
+        if self._first_answer.done():
+            self.state = WorkerState.STARTING
+            self._listener.on_lost()
+        else:
             self.state = WorkerState.STOPPED
+        self._respawning = self._loop.call_later(EXIT_S, self._tell_loss)
+
+    def _tell_loss(self) -> None:
+        """Say why the process has ended: its channel was closed a moment before the system knew."""
+        ending = find_ending(self._process)
+        why = str(ending or "killed or crashed")
+        advice = MORE_MEMORY if ending is not None and ending.is_of_memory else ""
+        if self._has_hung:
+            why, advice, self._has_hung = "it hung over a batch", "", False
+        if not self._first_answer.done():
+            reason = f"its worker ended while loading ({why}). {advice}".rstrip()
+            self._first_answer.set_result(Failed("worker-lost", reason))
             return
-        why, self._has_hung = "it hung over a batch" if self._has_hung else _ending(code), False
         log.warning(
             "the worker %d of %s ended (%s); starting another in %.1f s",
             self.pid,
@@ -233,8 +255,8 @@ class WorkerProcess:
             why,
             self._pause_s,
         )
-        self.state = WorkerState.STARTING
-        self._listener.on_lost()
+        if advice:
+            log.warning("%s", advice)
         self._respawn_later()
 
     def _respawn_later(self) -> None:
@@ -257,9 +279,3 @@ class WorkerProcess:
         self._loop.remove_reader(self._channel.fileno())
         self._channel.close()
         self.arena.close()
-
-
-def _ending(code: int | None) -> str:
-    if code is None:
-        return "killed or crashed"
-    return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"

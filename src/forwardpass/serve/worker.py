@@ -58,6 +58,9 @@ def main(arguments: list[str]) -> None:
     except ForwardpassError as error:
         channel.send(encode(Failed(error.slug, str(error))))
         return
+    except MemoryError:
+        channel.send(encode(Failed(OUT_OF_MEMORY, "there is not enough memory to load it.")))
+        return
     with contextlib.suppress(ConnectionError):  # the front has hung up
         name, version = loaded.runtime.name, loaded.runtime.version
         channel.send(encode(Ready(name, version, loaded.wide is not None, loaded.why_not_wide)))
