@@ -15,9 +15,12 @@ import numpy as np
 import pytest
 
 import forwardpass
+from forwardpass.bundle import open_bundle
 from forwardpass.runtimes import RuntimeOptions
 from forwardpass.runtimes.onnx import OnnxRuntime
+from forwardpass.serve.channel import WorkerConfig
 from forwardpass.serve.weights import LEAST_BYTES, PREFIX, YOUNG_S, WeightFolder, shared_copy
+from forwardpass.serve.worker import load
 from tests.e2e.processes import ServerProcess, server_process
 from tests.e2e.serving import eventually
 from tests.models import write_bundle, write_cnn, write_mlp
@@ -87,6 +90,25 @@ def test_a_worker_that_does_not_find_the_file_any_more_loads_the_bundle(
         eventually(lambda: first not in running.worker_pids() and len(running.worker_pids()) == 2)
         assert len(answers(running, rows(1))) == 10
         assert "could not load" not in running.log.read_text()
+
+
+def test_without_room_for_the_file_lone_requests_get_no_copy_of_their_own(large: Path, tmp_path: Path) -> None:
+    config = WorkerConfig(
+        bundle=str(large),
+        digest=open_bundle(large).digest,
+        variant="onnx-fp32",
+        num_threads=1,
+        channel=-1,
+        arena=-1,
+        weights=str(tmp_path / "gone"),
+        wide_threads=2,
+        is_wide_exact=False,
+    )
+    loaded = load(config)
+    assert loaded.wide is None
+    assert loaded.why_not_wide == "there is no room for a file of weights that all sessions share"
+    (tmp_path / "there").mkdir()
+    assert load(msgspec.structs.replace(config, weights=str(tmp_path / "there"))).wide is not None
 
 
 def test_of_many_that_come_at_once_one_writes(tmp_path: Path) -> None:

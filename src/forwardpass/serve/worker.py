@@ -87,12 +87,15 @@ def load(config: WorkerConfig) -> Loaded:
     if bundle.digest != config.digest:
         raise BundleDamaged(path=config.bundle, reason="it was replaced while it was served; load the model again")
     variant = bundle.variant(config.variant)
-    runtime = _open(bundle, variant, config, num_threads=config.num_threads)
+    shared = shared_copy(bundle.locate(variant.path), Path(config.weights)) if config.weights else None
+    runtime = _open(bundle, variant, shared, num_threads=config.num_threads)
     _warm_up(runtime, bundle, variant)
     if not config.wide_threads:
         return Loaded(runtime=runtime)
+    if config.weights and shared is None:  # a large model may have been let in because its weights would be there once
+        return Loaded(runtime=runtime, why_not_wide="there is no room for a file of weights that all sessions share")
     try:
-        wide = _open(bundle, variant, config, num_threads=config.wide_threads)
+        wide = _open(bundle, variant, shared, num_threads=config.wide_threads)
         if config.is_wide_exact and not _answer_alike(runtime, wide, bundle, variant):
             return Loaded(runtime=runtime, why_not_wide="its answers there differ in their last bits")
         _warm_up(wide, bundle, variant)
@@ -111,13 +114,12 @@ def _answer_alike(one: Runtime, other: Runtime, bundle: Bundle, variant: Bundled
     )
 
 
-def _open(bundle: Bundle, variant: BundledVariant, config: WorkerConfig, *, num_threads: int) -> Runtime:
-    """Load the variant from what all workers share, or from the bundle where that cannot be written or read."""
+def _open(bundle: Bundle, variant: BundledVariant, shared: Path | None, *, num_threads: int) -> Runtime:
+    """Load the variant from what all workers share, or from the bundle where that is not there or cannot be read."""
     options = RuntimeOptions(num_threads=num_threads)
-    file = shared_copy(bundle.locate(variant.path), Path(config.weights)) if config.weights else None
-    if file is not None:
+    if shared is not None:
         with contextlib.suppress(InvalidModel):  # somebody clears the folder for temporary files
-            return open_variant(bundle, variant.name, options=options, file=file)
+            return open_variant(bundle, variant.name, options=options, file=shared)
     return open_variant(bundle, variant.name, options=options)
 
 

@@ -109,7 +109,7 @@ def test_several_slow_workers_are_taken_only_if_their_batches_keep_the_target() 
 
 @pytest.mark.parametrize(
     ("limit_s", "megabytes", "workers_and_threads"),
-    [(0.1, 40, (2, 1)), (None, 40, (1, 2)), (0.1, 4000, (1, 2)), (0.025, 40, (1, 2))],
+    [(0.1, 40, (2, 1)), (None, 40, (1, 2)), (0.025, 40, (1, 2))],
 )
 def test_a_target_lets_workers_of_one_thread_win_if_they_are_in_time_and_not_too_large(
     limit_s: float | None, megabytes: int, workers_and_threads: tuple[int, int]
@@ -143,7 +143,7 @@ SLO = Slo(percent=99, limit_s=0.1)
         ((ONE, TWO), ModelSettings(num_threads=1), 40, 2, None),  # which the operator has said of every request
         ((ONE, TWO), ModelSettings(num_workers=1), 40, 2, None),
         ((ONE, HARDLY), ModelSettings(), 40, 2, None),
-        ((ONE, TWO), ModelSettings(), 400, 2, None),  # a third copy would pass a gibibyte
+        ((ONE, TWO), ModelSettings(), 4000, 2, 2),  # its weights are there once
         ((ONE, TWO), ModelSettings(), 40, 1, None),
         ((ONE,), ModelSettings(), 40, 2, None),
         ((), ModelSettings(num_workers=2), 40, 2, None),
@@ -185,6 +185,30 @@ def test_a_lone_request_has_all_cores_only_if_its_answer_is_as_equal_as_asked(
     chosen = choose_sizing(tested, ModelSettings(same_answer=asked), slo=SLO, num_cores=2)
     assert chosen.num_workers == 2
     assert (chosen.wide is not None) == has_wide
+
+
+@pytest.mark.parametrize(
+    ("form", "megabytes", "num_workers", "has_wide"),
+    [
+        (Format.ONNX, 4000, 2, True),
+        (Format.ORT, 300, 2, True),
+        (Format.ORT, 400, 2, False),  # a third copy would pass a gibibyte
+        (Format.ORT, 4000, 1, False),
+    ],
+)
+def test_only_copies_that_are_not_shared_have_to_be_small(
+    form: Format, megabytes: int, num_workers: int, has_wide: bool
+) -> None:
+    """Two workers do a little more than one of all cores, which is not enough for a large copy."""
+    two = table({1: 8.2, 2: 14.3, 4: 28.0, 8: 49.3}, 2)
+    chosen = choose_sizing(
+        variant(TOLERANCE, ONE, two, format=form),
+        ModelSettings(),
+        slo=SLO,
+        num_cores=2,
+        variant_bytes=megabytes * 10**6,
+    )
+    assert (chosen.num_workers, chosen.wide is not None) == (num_workers, has_wide)
 
 
 def test_only_sessions_that_have_threads_of_their_own_share_a_process() -> None:
