@@ -127,6 +127,7 @@ MISTAKES = [
     (("profile", "broken.onnx", "--quick"), 2, "Cannot load the model 'broken.onnx': it is not an ONNX file."),
     (("profile", "mlp.onnx", "--threads", "none"), 2, "expected positive numbers such as 1,2,4"),
     (("profile", "mlp.onnx", "--axis", "x"), 2, "such as sequence=32"),
+    (("serve", "serve.toml"), 2, "a configuration is given with --config"),
     (("inspect", "nowhere"), 2, "No bundle at 'nowhere'"),
     (("serve", "nowhere"), 2, "No bundle at 'nowhere'"),
     (("serve", "broken.onnx", "--port", "0"), 2, "Cannot load the model 'broken.onnx'"),

@@ -228,7 +228,7 @@ steps = []
         "models[3].path: is missing",
         "pipelines[0].name: 'a b' is no name",
         "pipelines[0].max_in_flight: Expected `int` >= 1",
-        "pipelines[0].steps[1].modle: is not known; there are model, version, inputs, outputs",
+        "pipelines[0].steps[1].modle: is not known; did you mean 'model'?",
         "pipelines[0].steps[1].model: is missing",
         "pipelines[1].name: is missing",
         "pipelines[1].steps: Expected `array` of length >= 1",

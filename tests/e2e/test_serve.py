@@ -180,14 +180,14 @@ def given(**changes: object) -> bytes:
 
 ROUTES = "Available: /v2/models/mlp/infer, /v1/models/mlp/predict."
 MISTAKES: list[tuple[str, str, bytes, int, str]] = [
-    ("POST", INFER, b"", 400, "Malformed request: Input data was truncated."),
+    ("POST", INFER, b"", 400, 'Malformed request: the body is empty; send {"inputs": [{"name": "pixels", "shape": [b'),
     ("POST", INFER, b"{", 400, "Malformed request: Input data was truncated."),
-    ("POST", INFER, b"[]", 400, "Malformed request: Expected `object`, got `array`."),
+    ("POST", INFER, b"[]", 400, "Malformed request: Expected `object`, got `array`; send {"),
     ("POST", INFER, DEEP, 400, "Malformed request: "),
     ("POST", INFER, b'{"inputs":' + DEEP, 400, "Malformed request: "),
     ("POST", INFER, b'{"inputs":[],"parameters":{"a":' + DEEP, 400, "Malformed request: it is nested too deeply."),
     ("POST", INFER, given(name="pixel"), 400, "Input 'pixel' is not an input of this model; expected the inputs pixel"),
-    ("POST", INFER, given(datatype="INT64"), 400, "Input 'pixels' has the datatype INT64; expected FP32 (float32[batc"),
+    ("POST", INFER, given(datatype="INT64"), 400, "Input 'pixels' has the datatype 'INT64'; expected FP32 (float32[ba"),
     ("POST", INFER, given(shape=[64]), 400, "Input 'pixels' has shape [64]; expected float32[batch, 64]."),
     ("POST", INFER, given(shape=[-1, 64]), 400, "Input 'pixels' has the impossible shape [-1, 64]; expected float32["),
     ("POST", INFER, given(shape=[10**18, 64]), 400, f"Input 'pixels' has 64 elements for the shape [{10**18}, 64]; e"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from difflib import get_close_matches
 from enum import Enum
 from functools import partial
 from pathlib import Path
@@ -326,7 +327,9 @@ class _Reader:
         fields = {}
         for key, value in section.items():
             if key not in types:
-                self.mistakes.append(f"{where}.{key}: is not known; there are {', '.join(types)}")
+                meant = get_close_matches(key, types, n=1)
+                known = f"did you mean '{meant[0]}'?" if meant else f"there are {', '.join(types)}"
+                self.mistakes.append(f"{where}.{key}: is not known; {known}")
                 continue
             try:
                 fields[key] = msgspec.convert(value, types[key])

@@ -84,8 +84,12 @@ def decode_infer(body: bytes, signature: Signature, *, num_json_bytes: int | Non
     rest = memoryview(b"")
     if num_json_bytes is not None:
         rest, body = memoryview(body)[num_json_bytes:], body[:num_json_bytes]
+    if not body:
+        raise MalformedRequest(reason=f"the body is empty; send {_example(signature)}")
     try:
         request = _decode_body(body)
+    except msgspec.ValidationError as error:
+        raise MalformedRequest(reason=f"{error}; send {_example(signature)}") from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise MalformedRequest(reason=str(error)) from error
     except RecursionError as error:
@@ -113,6 +117,16 @@ def decode_infer(body: bytes, signature: Signature, *, num_json_bytes: int | Non
         outputs=wanted_outputs([output.name for output in request.outputs or ()], signature),
         binary=_binary_outputs(request),
     )
+
+
+def _example(signature: Signature) -> str:
+    """Return what a body looks like."""
+    tensors = (
+        f'{{"name": "{spec.name}", "shape": [{", ".join(map(str, spec.shape))}], "datatype": "{NAMES[spec.dtype]}", '
+        '"data": […]}'
+        for spec in signature.inputs
+    )
+    return f'{{"inputs": [{", ".join(tensors)}]}}'
 
 
 def decode_raw_infer(body: bytes, signature: Signature) -> InferCall:
@@ -156,13 +170,9 @@ def spec_for(name: str, datatype: str, signature: Signature) -> TensorSpec | Non
 
 
 def _check_datatype(datatype: str, spec: TensorSpec) -> None:
-    dtype = DATATYPES.get(datatype)
-    if dtype is None:
-        known = ", ".join(DATATYPES)
-        raise TensorMismatch(tensor=spec.name, reason=f"has the datatype '{datatype[:20]}'", expected=f"one of {known}")
-    if dtype != spec.dtype:
+    if DATATYPES.get(datatype) != spec.dtype:
         expected = f"{NAMES[spec.dtype]} ({spec})"
-        raise TensorMismatch(tensor=spec.name, reason=f"has the datatype {datatype}", expected=expected)
+        raise TensorMismatch(tensor=spec.name, reason=f"has the datatype '{datatype[:20]}'", expected=expected)
 
 
 def _decode_input(given: _Input, spec: TensorSpec | None, piece: memoryview | None) -> Array:

@@ -144,6 +144,9 @@ def _serve(models: Sequence[Path | str], config: ServeConfig) -> None:
 
     if config.repository is not None and not config.repository.is_dir():
         raise InvalidOption(option="--repository", value=str(config.repository), expected="a folder of models")
+    for settings in (model for model in models if Path(model).suffix == ".toml"):
+        expected = "a bundle, a folder of versions or a model file; a configuration is given with --config"
+        raise InvalidOption(option="BUNDLE", value=str(settings), expected=expected)
     if not (models or config.models or config.repository):
         raise InvalidOption(option="BUNDLE", value="", expected="at least one bundle, --repository or --config")
     with _ending_in_order(), contextlib.ExitStack() as leaving:

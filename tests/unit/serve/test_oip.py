@@ -107,15 +107,15 @@ def tensor(**changes: object) -> dict[str, object]:
     return {"inputs": [{key: value for key, value in given.items() if value is not None}]}
 
 
-DTYPES = ", ".join(DATATYPES)
+SEND = '{"inputs": [{"name": "pixels", "shape": [batch, 3], "datatype": "FP32", "data": […]}]}'
 MISTAKES: list[tuple[object, str]] = [
     (tensor(name="pixel"), "Input 'pixel' is not an input of this model; expected the inputs pixels."),
     ({"inputs": []}, "Input 'pixels' is missing; expected float32[batch, 3]."),
     ({"inputs": [*tensor()["inputs"], *tensor()["inputs"]]},  # type: ignore[misc]
      "Input 'pixels' is given twice; expected each input once."),
-    (tensor(datatype="FP99"), f"Input 'pixels' has the datatype 'FP99'; expected one of {DTYPES}."),
-    (tensor(datatype="INT64"), "Input 'pixels' has the datatype INT64; expected FP32 (float32[batch, 3])."),
-    (tensor(datatype="FP16"), "Input 'pixels' has the datatype FP16; expected FP32 (float32[batch, 3])."),
+    (tensor(datatype="FP99"), "Input 'pixels' has the datatype 'FP99'; expected FP32 (float32[batch, 3])."),
+    (tensor(datatype="INT64"), "Input 'pixels' has the datatype 'INT64'; expected FP32 (float32[batch, 3])."),
+    (tensor(datatype="FP16"), "Input 'pixels' has the datatype 'FP16'; expected FP32 (float32[batch, 3])."),
     (tensor(data=None), "Input 'pixels' has no 'data'; expected float32[batch, 3]."),
     (tensor(data=None, parameters={"binary_data_size": 12}),
      "Input 'pixels' announces 12 bytes; expected at most the 0 that follow."),
@@ -140,8 +140,8 @@ MISTAKES: list[tuple[object, str]] = [
     (tensor(data=["1", 0, 0]),
      ("Input 'pixels' has data that does not fit (Expected `array`, got `str` - at `$[0]`); "
       "expected a flat or nested list for float32[batch, 3].")),
-    ([], "Malformed request: Expected `object`, got `array`."),
-    ({}, "Malformed request: Object missing required field `inputs`."),
+    ([], f"Malformed request: Expected `object`, got `array`; send {SEND}."),
+    ({"instances": [[1, 2, 3]]}, f"Malformed request: Object missing required field `inputs`; send {SEND}."),
     (tensor() | {"parameters": {"timeout": 0}},
      "Malformed request: the parameter 'timeout' must be a positive number of microseconds."),
     (tensor() | {"parameters": {"timeout": True}},
