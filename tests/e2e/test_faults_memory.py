@@ -61,18 +61,23 @@ def limit_memory(pid: int, num_bytes: int) -> None:
     resource.prlimit(pid, resource.RLIMIT_AS, (psutil.Process(pid).memory_info().vms + num_bytes, -1))
 
 
-def test_an_allocation_that_fails_is_the_servers_trouble_and_the_worker_goes_on(served: RunningServer) -> None:
+def test_an_allocation_that_fails_is_the_servers_trouble_and_the_worker_goes_on(
+    served: RunningServer, caplog: pytest.LogCaptureFixture
+) -> None:
     pids = served.server.worker_pids
     assert ask(served, 7).status == 200
     limit_memory(pids[0], 64 * 2**20)
     refused = ask(served, HUGE)
     assert (refused.status, refused.json["slug"], refused.json["error"]) == (503, "out-of-memory", SENTENCE)
     assert int(refused.headers["retry-after"]) >= 1
+    assert ask(served, HUGE).status == 503
+    (told,) = (line for line in caplog.messages if "got no memory" in line)
+    assert re.fullmatch(rf"the worker {pids[0]} of ones got no memory for a batch: .* up to \d+ MB\. Give the .*", told)
     assert output(ask(served, 5)).shape == (1, 5)
     assert served.server.worker_pids == pids
     assert served.ask("GET", "/v2/health/ready").status == 200
     metrics = served.ask("GET", "/metrics").body.decode()
-    assert 'forwardpass_requests_total{model="ones",outcome="out-of-memory",version="1"} 1.0' in metrics
+    assert 'forwardpass_requests_total{model="ones",outcome="out-of-memory",version="1"} 2.0' in metrics
 
 
 def test_who_shares_a_batch_with_what_does_not_fit_is_answered(served: RunningServer) -> None:

@@ -8,9 +8,10 @@ import subprocess
 import sys
 from dataclasses import dataclass
 
-__all__ = ["Ending", "find_ending"]
+__all__ = ["RSS_UNIT_BYTES", "Ending", "find_ending"]
 
 RSS_UNIT_BYTES = 1 if sys.platform == "darwin" else 1024
+"""In which the system tells `ru_maxrss`."""
 OF_MEMORY = (-signal.SIGKILL, -signal.SIGABRT)
 """Linux kills who has most when there is no more, in the machine or the container; C++ aborts who gets none."""
 

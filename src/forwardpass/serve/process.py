@@ -103,7 +103,7 @@ class WorkerProcess:
         self.has_wide = False
         """Whether it holds the variant a second time, with the threads of all cores."""
         self._is_connected = False
-        self._has_hung = False
+        self._has_hung = self._has_lacked_memory = False
         self._respawning: asyncio.TimerHandle | None = None
         self.arena: Arena
         self._channel: socket.socket
@@ -165,6 +165,7 @@ class WorkerProcess:
         self._channel, self.arena = ours, arena
         self.state = WorkerState.STARTING
         self.num_starts += 1
+        self._has_lacked_memory = False
         self._loop.add_reader(ours.fileno(), self._read)
         self._is_connected = True
 
@@ -206,6 +207,7 @@ class WorkerProcess:
                 self._listener.on_done(message)
         elif isinstance(message, Failed):
             self.state = WorkerState.IDLE
+            self._note_failure(message)
             self._listener.on_failed(message)
 
     def _note_start(self, message: object) -> None:
@@ -224,6 +226,15 @@ class WorkerProcess:
             self._listener.on_idle()
         elif isinstance(message, Failed):
             log.error("the worker could not load the variant: %s", message.message)
+
+    def _note_failure(self, failure: Failed) -> None:
+        """Tell the first batch that a process got no memory for; clients may send many such."""
+        if failure.slug == OUT_OF_MEMORY and not self._has_lacked_memory:
+            self._has_lacked_memory = True
+            name = self._bundle.name
+            log.warning(
+                "the worker %d of %s got no memory for a batch: %s. %s", self.pid, name, failure.message, MORE_MEMORY
+            )
 
     def _lose(self) -> None:
         """Handle the end of the process: tell the owner, and start another after a pause."""

@@ -320,7 +320,10 @@ async def _serve_until(stopping: asyncio.Event, config: ServeConfig, on_ready: C
     if on_ready is not None:
         on_ready(server)
     await waiting
-    log.info("draining: no new connections, what was accepted is answered within %g s", config.settings.grace_s)
+    log.info(
+        "draining: no new connections, what was accepted is answered within %g s; a second signal ends it at once",
+        config.settings.grace_s,
+    )
     await server.stop()
     log.info("stopped")
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import signal
 import socket
 import sys
@@ -36,6 +37,7 @@ from forwardpass.serve.channel import (
     decode,
     encode,
 )
+from forwardpass.serve.endings import RSS_UNIT_BYTES
 from forwardpass.serve.prctl import end_with_parent, forbid_dumps
 from forwardpass.serve.weights import shared_copy
 
@@ -164,7 +166,8 @@ def _run(message: Run, arena: Arena, runtime: Runtime) -> Message:
         compute_s = time.perf_counter() - started
         placed = arena.place([(name, [array]) for name, array in outputs.items()])
     except (MemoryError, OSError) as error:  # the arena grows by mapping more of a file in memory
-        return Failed(OUT_OF_MEMORY, type(error).__name__)
+        peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * RSS_UNIT_BYTES
+        return Failed(OUT_OF_MEMORY, f"{type(error).__name__}, and it has held up to {peak_bytes / 1e6:.0f} MB")
     except TensorMismatch as error:  # the sentence holds no value of the client's
         return Failed("input-rejected", str(error).rstrip("."))
     except Exception as error:  # the runtimes' own classes share no base but this one; the process goes on
