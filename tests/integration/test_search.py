@@ -272,6 +272,7 @@ def test_a_brief_search_tells_when_it_had_found_what_it_chose_and_when_that_was_
     assert result.found_s is not None
     assert result.proved_s is not None
     assert 0 < result.found_s < result.proved_s
+    assert "confirmed after" in result.course
     thorough = search(model, tmp_path / "thorough")
     assert thorough.found_s is None
     assert thorough.proved_s is not None

@@ -51,5 +51,24 @@ def test_two_processes_do_not_work_in_one_folder(tmp_path: Path) -> None:
         pass
 
 
+def test_a_run_that_keeps_nothing_leaves_no_folder(tmp_path: Path) -> None:
+    root = tmp_path / ".forwardpass" / "shop"
+    store = StepStore(root)
+    with pytest.raises(ValueError, match="refused"), store.locked():
+        store.begin("convert")
+        raise ValueError("refused")
+    assert list(tmp_path.iterdir()) == []
+    with store.locked():
+        finished(root)
+    assert store.find("convert", "key") == b'{"a":1}'
+
+
+def test_only_the_folder_of_the_run_that_kept_nothing_is_removed(tmp_path: Path) -> None:
+    finished(tmp_path / ".forwardpass" / "other")
+    with StepStore(tmp_path / ".forwardpass" / "shop").locked():
+        pass
+    assert [path.name for path in (tmp_path / ".forwardpass").iterdir()] == ["other"]
+
+
 def test_a_key_depends_on_every_part() -> None:
     assert len({step_key("a", 1), step_key("a", 2), step_key("b", 1), step_key("a1"), step_key("a", 1, None)}) == 5

@@ -221,7 +221,7 @@ class Optimization:
         """How long the search took until something was found, and until it was measured."""
         if self.proved_s is None:
             return ""
-        end = f"after {format_seconds(self.proved_s)} everything was measured"
+        end = f"confirmed after {format_seconds(self.proved_s)}, when the last measurement was done"
         if self.found_s is None:
             return end
         return f"found after {format_seconds(self.found_s)} (made, within the floor, faster at a glance); {end}"

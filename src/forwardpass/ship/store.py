@@ -11,7 +11,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import msgspec
@@ -21,6 +21,7 @@ from forwardpass.errors import StorageFailed, WorkInProgress
 __all__ = ["StepStore", "hash_file", "step_key"]
 
 RECORD = "done.json"
+LOCK = "lock"
 
 
 class _Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -38,20 +39,21 @@ class StepStore:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the folder for this process.
+        """Hold the folder for this process, and remove it at the end if nothing was kept in it.
 
         Raises:
-            WorkInProgress: another process holds it.
+            WorkInProgress: another process holds it, or has just removed it.
             StorageFailed: it cannot be made.
         """
         with _storage_failures(self._root):
             self._root.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(self._root / "lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o644)
+            descriptor = os.open(self._root / LOCK, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o644)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            yield
-        except BlockingIOError as error:
-            raise WorkInProgress(path=str(self._root)) from error
+            self._lock(descriptor)
+            try:
+                yield
+            finally:
+                self._remove_if_empty()
         finally:
             os.close(descriptor)
 
@@ -87,6 +89,25 @@ class StepStore:
         with _storage_failures(folder):
             partial.write_bytes(msgspec.json.encode(record))
             partial.rename(folder / RECORD)
+
+    def _lock(self, descriptor: int) -> None:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise WorkInProgress(path=str(self._root)) from error
+        if not os.fstat(descriptor).st_nlink:  # removed by its holder between our opening and locking it
+            raise WorkInProgress(path=str(self._root))
+
+    def _remove_if_empty(self) -> None:
+        """Remove empty folders of steps, and where nothing but the lock is left also that and the folders around it."""
+        with suppress(OSError):  # a folder that cannot be removed does no harm
+            for folder in [path for path in self._root.iterdir() if path.is_dir()]:
+                if not any(folder.iterdir()):
+                    folder.rmdir()
+            if [path.name for path in self._root.iterdir()] == [LOCK]:
+                (self._root / LOCK).unlink()
+                self._root.rmdir()
+                self._root.parent.rmdir()
 
     def _is_intact(self, step: str, member: str, sha256: str) -> bool:
         path = self.folder(step) / member
