@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import click
 
 from forwardpass.cli.rendering import echo_table
@@ -9,7 +11,7 @@ from forwardpass.optimize import Candidate, Optimization, Target, Verdict
 from forwardpass.profile import VariantProfile
 from forwardpass.report.format import format_bytes, format_measurement, format_usd
 
-__all__ = ["echo_candidates"]
+__all__ = ["echo_candidates", "one_for_each_reason"]
 
 _TARGET_COLUMNS = {Target.COLD_START: ("cold start",), Target.COST: ("a million rows",)}
 _COLOURS = {Verdict.CHOSEN: "green", Verdict.FAILED: "red", Verdict.REJECTED: "yellow"}
@@ -19,10 +21,11 @@ def echo_candidates(optimization: Optimization) -> None:
     """Print the variants, the reasons, the choice and the warnings."""
     target = optimization.target
     header = ("variant", "p50", *_TARGET_COLUMNS.get(target, ()), "gain", optimization.metric, "vs source", "size")
-    rows = [_row(candidate, target) for candidate in optimization.candidates]
+    told = one_for_each_reason(optimization.candidates)
+    rows = [_row(candidate, target, names) for candidate, names in told]
     echo_table(rows, header=(*header, "verdict"), right=range(1, len(header)))
     click.echo()
-    echo_table([[candidate.variant.name, candidate.reason] for candidate in optimization.candidates])
+    echo_table([[names, candidate.reason] for candidate, names in told])
     click.echo()
     click.echo(f"chosen: {optimization.chosen}: {optimization.reason}")
     click.echo(
@@ -43,14 +46,29 @@ def echo_candidates(optimization: Optimization) -> None:
         click.echo(f"warning: {warning}")
 
 
-def _row(candidate: Candidate, target: Target) -> list[str]:
+def one_for_each_reason(candidates: Sequence[Candidate]) -> list[tuple[Candidate, str]]:
+    """Return the candidates with what each is called; those with nothing to gain for one reason are told as one."""
+    told: list[tuple[Candidate, str]] = []
+    needless: set[str] = set()
+    for candidate in candidates:
+        if candidate.verdict is not Verdict.NEEDLESS:
+            told.append((candidate, candidate.variant.name))
+        elif candidate.reason not in needless:
+            needless.add(candidate.reason)
+            alike = [it for it in candidates if (it.verdict, it.reason) == (candidate.verdict, candidate.reason)]
+            more = f" and {len(alike) - 1} more" if len(alike) > 1 else ""
+            told.append((candidate, f"{candidate.variant.name}{more}"))
+    return told
+
+
+def _row(candidate: Candidate, target: Target, names: str) -> list[str]:
     verdict = click.style(candidate.verdict.value, fg=_COLOURS.get(candidate.verdict))
     profile = candidate.profile
     num_columns = 5 + len(_TARGET_COLUMNS.get(target, ()))
     if profile is None or candidate.test is None or candidate.gain is None or candidate.test_difference is None:
-        return [candidate.variant.name, *[""] * num_columns, verdict]
+        return [names, *[""] * num_columns, verdict]
     return [
-        candidate.variant.name,
+        names,
         format_measurement(profile.best_latency.p50_s),
         *_at_target(candidate, profile, target),
         f"{candidate.gain.value:.2f}x",
