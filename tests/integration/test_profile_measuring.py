@@ -14,7 +14,7 @@ import pytest
 from forwardpass.core.calls import CallSets
 from forwardpass.core.variants import BatchInvariance, Format, Precision, Variant
 from forwardpass.errors import ForwardpassError, InvalidModel, SourceNotFound
-from forwardpass.profile import ProfileSettings, VariantProfile, measuring, profile_variants, speedup
+from forwardpass.profile import ProfileSettings, VariantProfile, profile_variants, session, speedup
 from forwardpass.profile.process import ChildProcess
 from tests.models import write_mlp
 
@@ -69,7 +69,7 @@ def test_fewer_processes_measure_the_same_cells_with_every_evidence(
             started.append("")
             return super().__enter__()
 
-    monkeypatch.setattr(measuring, "ChildProcess", Counted)
+    monkeypatch.setattr(session, "ChildProcess", Counted)
     variants = [variant("one", write_mlp(tmp_path / "one.onnx")), variant("two", write_mlp(tmp_path / "two.onnx"))]
     settings = replace(SETTINGS, num_rounds=5).in_fewer_processes(2, one_row_decides=True)
     calls = random_calls(1, 4)

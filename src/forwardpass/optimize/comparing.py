@@ -17,7 +17,7 @@ from forwardpass.optimize.gains import glance_at_files
 from forwardpass.optimize.results import content_key, hash_files
 from forwardpass.optimize.values import Target
 from forwardpass.profile import VariantProfile, profile_variants
-from forwardpass.profile.measuring import purpose_of
+from forwardpass.profile.session import purpose_of
 from forwardpass.runtimes import companions
 
 __all__ = ["profile_all"]

@@ -1,41 +1,29 @@
-"""Profiles variants side by side: every variant in a process of its own, their rounds interleaved.
+"""Profiles variants side by side, their rounds interleaved: latency, cold start, memory, operators, the same answer.
 
 The parent lets one child run at a time while the others block on a read. Variants therefore share the same minutes
-of the same machine, do not disturb each other, and may use libraries that would not share a process.
+of the same machine and do not disturb each other. The processes themselves are the subject of `session`.
 """
 
 from __future__ import annotations
 
 import random
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 
-from forwardpass.core.archives import write_calls
 from forwardpass.core.calls import CallSets
 from forwardpass.core.measurement import Measurement
-from forwardpass.core.operators import OperatorBreakdown
 from forwardpass.core.protocols import Progress
 from forwardpass.core.statistics import measure_median
 from forwardpass.core.tensors import Tensors
-from forwardpass.core.variants import Format, Variant
-from forwardpass.profile.audits import (
-    AnswerDigest,
-    InvarianceAudit,
-    InvarianceVerdict,
-    conclude,
-    differing_thread_counts,
-)
+from forwardpass.core.variants import Variant
+from forwardpass.profile.audits import AnswerDigest, InvarianceVerdict, conclude, differing_thread_counts
 from forwardpass.profile.pacing import CellPlan, plan_cells, predict_call_s, skip_reason
 from forwardpass.profile.process import ChildProcess
 from forwardpass.profile.profiles import (
-    Cell,
     ColdStart,
     Memory,
     RoundTimes,
@@ -46,26 +34,21 @@ from forwardpass.profile.profiles import (
 from forwardpass.profile.protocol import (
     Audit,
     Audited,
-    Command,
     Digest,
     Digested,
-    Open,
     Opened,
     Round,
     Rounds,
     Trace,
     Traced,
 )
+from forwardpass.profile.session import Record, Session, ask_all, open_session, purpose_of
 from forwardpass.profile.settings import ProfileSettings
 from forwardpass.profile.starting import study_starts
-from forwardpass.profile.starts import StartStudy
 from forwardpass.report.format import format_number_of
 from forwardpass.runtimes import companions
-from forwardpass.runtimes.options import num_available_cores
 
-__all__ = ["audit_variants", "profile_variants", "purpose_of"]
-
-_A = TypeVar("_A")
+__all__ = ["audit_variants", "profile_variants"]
 
 _NUM_WARM_UP_CALLS = 1
 """Beside the one that every round begins with: that one allocates, this one tells how long a call takes."""
@@ -95,7 +78,7 @@ def profile_variants(
         ForwardpassError: a variant cannot be loaded; the error is that of its runtime.
         ChildFailed: a process ended or hung before it answered.
     """
-    with _session(variants, calls, settings, progress, has_time, scratch) as session:
+    with open_session(variants, calls, settings, progress, has_time, scratch) as session:
         with ExitStack() as stack:
             lasting: dict[str, ChildProcess] = {}
             for num_threads in settings.thread_counts:
@@ -110,11 +93,6 @@ def profile_variants(
         return tuple(_profile_of(record, row_size) for record in session.records.values())
 
 
-def purpose_of(variant: Variant) -> str:
-    """Return what `ChildFailed` says of a process that measures this variant; so its reader knows which one died."""
-    return f"measuring the variant '{variant.name}'"
-
-
 def audit_variants(
     variants: Sequence[Variant], calls: CallSets, *, settings: ProfileSettings, progress: Progress
 ) -> tuple[InvarianceVerdict, ...]:
@@ -124,7 +102,7 @@ def audit_variants(
         ForwardpassError: a variant cannot be loaded; the error is that of its runtime.
         ChildFailed: a process ended or hung before it answered.
     """
-    with _session(variants, calls, settings, progress) as session:
+    with open_session(variants, calls, settings, progress) as session:
         for record in session.records.values():
             session.progress.name(f"same answer of {record.variant.name}")
             with session.spawn(record) as child:
@@ -137,106 +115,10 @@ def audit_variants(
         return tuple(_verdict_of(record) for record in session.records.values())
 
 
-@contextmanager
-def _session(
-    variants: Sequence[Variant],
-    calls: CallSets,
-    settings: ProfileSettings,
-    progress: Progress,
-    has_time: Callable[[], bool] = lambda: True,
-    scratch: Path | None = None,
-) -> Iterator[_Session]:
-    """Write the calls where the children will read them, for as long as they do."""
-    with tempfile.TemporaryDirectory(prefix="forwardpass-profile-", dir=scratch) as folder:
-        paths = _save_calls(calls, settings, Path(folder))
-        yield _Session(
-            records={variant.name: _Record(variant=variant) for variant in variants},
-            paths=paths,
-            num_calls={size: len(calls[size]) for size in paths},
-            settings=settings,
-            has_time=has_time,
-            progress=_Steps(progress, total=len(settings.thread_counts) * len(paths) + settings.num_cold_starts),
-        )
-
-
-class _Steps:
-    """Counts the steps of the work and tells how far it is."""
-
-    def __init__(self, progress: Progress, *, total: int) -> None:
-        self._progress = progress
-        self._total = total
-        self._done = 0
-
-    def name(self, text: str) -> None:
-        """Say what is being done besides the steps."""
-        self._progress(text, done=self._done / self._total)
-
-    def __call__(self, text: str) -> None:
-        self._progress(text, done=self._done / self._total)
-        self._done += 1
-
-
-@dataclass(slots=True, kw_only=True)
-class _Record:
-    """What has been measured of one variant so far."""
-
-    variant: Variant
-    opened: Opened | None = None
-    cells: list[Cell] = field(default_factory=list)
-    skipped: list[SkippedCell] = field(default_factory=list)
-    audits: dict[int, InvarianceAudit] = field(default_factory=dict)
-    by_threads: dict[int, list[AnswerDigest]] = field(default_factory=dict)
-    fresh: list[list[AnswerDigest]] = field(default_factory=list)
-    cold_starts: list[tuple[float, Opened]] = field(default_factory=list)
-    operators: list[OperatorBreakdown] = field(default_factory=list)
-    starts: StartStudy | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Session:
-    """The work: what to measure, with which inputs, and the records that it fills."""
-
-    records: Mapping[str, _Record]
-    paths: Mapping[int, str]
-    num_calls: Mapping[int, int]
-    settings: ProfileSettings
-    progress: _Steps
-    has_time: Callable[[], bool]
-
-    def spawn(self, record: _Record) -> ChildProcess:
-        """Prepare a process for a variant."""
-        return ChildProcess(purpose=purpose_of(record.variant), max_wait_s=self.settings.max_wait_s)
-
-    def lasts(self, record: _Record) -> bool:
-        """Tell whether one process measures a variant with all numbers of threads: other libraries keep their first."""
-        return self.settings.is_lean_in_processes and record.variant.format in (Format.ONNX, Format.ORT)
-
-    def opening(self, record: _Record, num_threads: int) -> Open:
-        """Return the command that loads a variant."""
-        return Open(
-            format=record.variant.format,
-            location=record.variant.location,
-            weights=record.variant.weights,
-            num_threads=num_threads,
-            calls=dict(self.paths),
-            first_call=self.num_calls[min(self.paths)] // 2,
-        )
-
-
-def _save_calls(calls: CallSets, settings: ProfileSettings, folder: Path) -> dict[int, str]:
-    """Write the calls of each batch size where the children will read them, the smallest call first."""
-    paths = {}
-    for batch_size in sorted({min(calls), *(size for size in settings.batch_sizes if size in calls)}):
-        paths[batch_size] = str(folder / f"{batch_size}.npz")
-        by_size = sorted(calls[batch_size], key=lambda call: sum(array.size for array in call.values()))
-        write_calls(paths[batch_size], by_size, is_compressed=False)
-    return paths
-
-
 # --- latency -------------------------------------------------------------------------------------------------------
 
 
-def _sweep(session: _Session, num_threads: int, lasting: dict[str, ChildProcess], outer: ExitStack) -> None:
+def _sweep(session: Session, num_threads: int, lasting: dict[str, ChildProcess], outer: ExitStack) -> None:
     """Measure all batch sizes with one number of threads, all variants side by side.
 
     Processes that serve the next number of threads, too, are in `lasting` and end with `outer`.
@@ -261,7 +143,7 @@ def _sweep(session: _Session, num_threads: int, lasting: dict[str, ChildProcess]
 
 
 def _measure_batch_size(
-    session: _Session, children: Mapping[str, ChildProcess], *, num_threads: int, batch_size: int
+    session: Session, children: Mapping[str, ChildProcess], *, num_threads: int, batch_size: int
 ) -> None:
     call_s = {}
     for name, record in session.records.items():
@@ -299,7 +181,7 @@ def _run_interleaved(
     return measured
 
 
-def _reason_to_skip(record: _Record, settings: ProfileSettings, *, num_threads: int, batch_size: int) -> str:
+def _reason_to_skip(record: Record, settings: ProfileSettings, *, num_threads: int, batch_size: int) -> str:
     cells = [cell for cell in record.cells if cell.num_threads == num_threads]
     skipped = [cell.batch_size for cell in record.skipped if cell.num_threads == num_threads]
     assert record.opened is not None, "the sweep opens every variant before it measures"
@@ -312,7 +194,7 @@ def _reason_to_skip(record: _Record, settings: ProfileSettings, *, num_threads: 
 # --- cold start ----------------------------------------------------------------------------------------------------
 
 
-def _measure_cold_starts(session: _Session) -> None:
+def _measure_cold_starts(session: Session) -> None:
     """Start fresh processes, one after another, A B C A B C …; the sweep before has filled the page cache."""
     num_threads = session.settings.thread_counts[0]
     for number in range(session.settings.num_cold_starts):
@@ -324,13 +206,13 @@ def _measure_cold_starts(session: _Session) -> None:
             _start_cold(session, due, num_threads, stay=session.settings.is_lean_in_processes)
 
 
-def _starts_again(record: _Record, number: int, settings: ProfileSettings) -> bool:
+def _starts_again(record: Record, number: int, settings: ProfileSettings) -> bool:
     """Tell whether the start of this number is still to be done, and there is time for it."""
     spent_s = sum(total_s for total_s, _ in record.cold_starts)
     return len(record.cold_starts) <= number and (number < _MIN_COLD_STARTS or spent_s < settings.cold_start_budget_s)
 
 
-def _start_cold(session: _Session, records: Sequence[_Record], num_threads: int, *, stay: bool = False) -> None:
+def _start_cold(session: Session, records: Sequence[Record], num_threads: int, *, stay: bool = False) -> None:
     """Start each variant once more, note how long it took to its first answer, and hash its answers.
 
     If they `stay`, all are started before answers are hashed, which then need not be one after another.
@@ -350,7 +232,7 @@ def _start_cold(session: _Session, records: Sequence[_Record], num_threads: int,
             session.records[name].fresh.append(digests)
 
 
-def _study_starts(session: _Session) -> None:
+def _study_starts(session: Session) -> None:
     """Try what shortens the cold start of each variant, if that is asked for."""
     if not session.settings.num_start_trials:
         return
@@ -371,7 +253,7 @@ def _study_starts(session: _Session) -> None:
 # --- operators ------------------------------------------------------------------------------------------------------
 
 
-def _trace(session: _Session) -> None:
+def _trace(session: Session) -> None:
     """Ask each variant where its time goes, in the smallest batch and in the largest that was measured."""
     if not session.settings.trace_s:
         return
@@ -391,7 +273,7 @@ def _trace(session: _Session) -> None:
 # --- same answer ---------------------------------------------------------------------------------------------------
 
 
-def _audit(session: _Session, children: Mapping[str, ChildProcess], num_threads: int) -> None:
+def _audit(session: Session, children: Mapping[str, ChildProcess], num_threads: int) -> None:
     """Audit variants in their first processes, and again with a number of threads that gives other bytes."""
     records = {name: session.records[name] for name in children}
     known = {name: children[name] for name, record in records.items() if record.audits}
@@ -405,12 +287,12 @@ def _audit(session: _Session, children: Mapping[str, ChildProcess], num_threads:
     if due:
         session.progress.name(f"same answer in any batch, {format_number_of(num_threads, 'thread')}")
     command = Audit(budget_s=session.settings.audit_budget_s)
-    for name, audited in _ask_all(session, due, dict.fromkeys(due, command), Audited, num_threads).items():
+    for name, audited in ask_all(session, due, dict.fromkeys(due, command), Audited, num_threads).items():
         records[name].audits[num_threads] = audited.audit
         records[name].by_threads.setdefault(num_threads, list(audited.audit.digests))
 
 
-def _compare_threads(session: _Session) -> None:
+def _compare_threads(session: Session) -> None:
     """Hash the answers with the numbers of threads that the sweep did not measure."""
     for num_threads in session.settings.audit_thread_counts:
         for record in session.records.values():
@@ -422,35 +304,14 @@ def _compare_threads(session: _Session) -> None:
                 _audit(session, {record.variant.name: child}, num_threads)
 
 
-def _digests(
-    session: _Session, children: Mapping[str, ChildProcess], num_threads: int
-) -> dict[str, list[AnswerDigest]]:
+def _digests(session: Session, children: Mapping[str, ChildProcess], num_threads: int) -> dict[str, list[AnswerDigest]]:
     """Hash what the audit hashed, in another process or once more in its own."""
     commands = {}
     for name in children:
         first = next(iter(session.records[name].audits.values()))
         commands[name] = Digest(batch_sizes=[digest.batch_size for digest in first.digests])
-    answers = _ask_all(session, children, commands, Digested, num_threads)
+    answers = ask_all(session, children, commands, Digested, num_threads)
     return {name: answer.digests for name, answer in answers.items()}
-
-
-def _ask_all(
-    session: _Session,
-    children: Mapping[str, ChildProcess],
-    commands: Mapping[str, Command],
-    expected: type[_A],
-    num_threads: int,
-) -> dict[str, _A]:
-    """Ask what is compared and not timed: of as many children at once as have cores, if that is wished."""
-    at_once = max(num_available_cores() // num_threads, 1) if session.settings.is_lean_in_processes else 1
-    answers = {}
-    names = list(children)
-    for start in range(0, len(names), at_once):
-        group = names[start : start + at_once]
-        for name in group:
-            children[name].tell(commands[name])
-        answers.update({name: children[name].hear(expected) for name in group})
-    return answers
 
 
 def _row_size(calls: Sequence[Tensors]) -> int:
@@ -459,7 +320,7 @@ def _row_size(calls: Sequence[Tensors]) -> int:
     return sorted(sizes)[len(sizes) // 2]
 
 
-def _profile_of(record: _Record, row_size: int) -> VariantProfile:
+def _profile_of(record: Record, row_size: int) -> VariantProfile:
     assert record.opened is not None, "every variant was opened"
     return VariantProfile(
         variant=record.variant.name,
@@ -477,7 +338,7 @@ def _profile_of(record: _Record, row_size: int) -> VariantProfile:
     )
 
 
-def _verdict_of(record: _Record) -> InvarianceVerdict:
+def _verdict_of(record: Record) -> InvarianceVerdict:
     return conclude(record.audits, record.by_threads, record.fresh)
 
 
