@@ -172,7 +172,7 @@ def test_a_brief_search_makes_what_promises_and_measures_what_is_fastest_at_a_gl
 ) -> None:
     saved_s = {"int8-static": 8e-4, WHOLE: 7e-4, "int8-dynamic": 1e-4, "int8-static-smooth": 8e-4, MIXED: 8.1e-4}
     saved_s["int8-dynamic-smooth"] = saved_s["int8-dynamic"]
-    forecast = Forecast(saved_s={**saved_s, "onnx-graph": 0.0, "fp16-storage": 0.0, "int4-weights": -1.0})
+    forecast = Forecast(saved_s={**saved_s, "onnx-graph": 0.0, "fp16-storage": 0.0, "int4-weights": -1.0}, float_s=1e-3)
     monkeypatch.setattr(optimizing, "forecast_savings", lambda *_: forecast)
     monkeypatch.setattr(brevity, "time_in_turns", seconds_of(int8_static=2e-4, int8_static_whole=3e-4))
     result = search(model, tmp_path / "work", BRIEF)

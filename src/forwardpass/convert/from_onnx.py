@@ -23,6 +23,7 @@ from forwardpass.core.variants import Format
 from forwardpass.errors import ConversionError, InvalidModel
 from forwardpass.predict import InFixedBatches
 from forwardpass.runtimes import RuntimeOptions, open_runtime
+from forwardpass.runtimes.options import num_available_cores
 
 __all__ = ["prove_file"]
 
@@ -39,7 +40,7 @@ def prove_file(source: Path, job: Job) -> Proven:
     write_checked(source, job.out)
     if job.opset is not None:
         set_opset(job.out, job.opset, name=job.name)
-    original = open_runtime(Format.ONNX, str(source), options=RuntimeOptions())
+    original = open_runtime(Format.ONNX, str(source), options=RuntimeOptions(num_threads=num_available_cores()))
     locate = _locate_in_file(source, job)
     num_rows = fixed_batch(original.signature)
     if num_rows is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import stat
 from pathlib import Path, PurePosixPath
 
@@ -22,19 +23,23 @@ def write_checked(source: Path, target: Path) -> None:
         SourceNotFound: there is no such file.
         InvalidModel: it is not ONNX, uses operators of another domain, or its external data leaves its folder.
     """
-    model = _inlined(_read(source), source)
+    given = _read(source)
+    model = _inlined(given, source)
     _check_domains(model, source)
-    for tensor in all_tensors(model):
-        if tensor.data_location == onnx.TensorProto.EXTERNAL:
-            _check_external(source, tensor)
+    outside = [tensor for tensor in all_tensors(model) if tensor.data_location == onnx.TensorProto.EXTERNAL]
+    for tensor in outside:
+        _check_external(source, tensor)
     from onnx.external_data_helper import load_external_data_for_model
 
     try:
-        load_external_data_for_model(model, str(source.parent))
-        onnx.checker.check_model(model)
+        if model is given and not outside:
+            shutil.copyfile(source, target)
+        else:
+            load_external_data_for_model(model, str(source.parent))
+            onnx.save(model, str(target))
+        onnx.checker.check_model(str(target))  # the file, not the object, which it would write once more
     except (onnx.checker.ValidationError, ValueError, OSError) as error:
         raise InvalidModel(path=str(source), reason=str(error).strip().splitlines()[0]) from error
-    onnx.save(model, str(target))
 
 
 def read_opset(path: Path) -> int:

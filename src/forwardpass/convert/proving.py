@@ -20,6 +20,7 @@ from forwardpass.core.tensors import BATCH_AXIS, Array, Signature
 from forwardpass.core.variants import Format, Precision, Variant
 from forwardpass.errors import ParityFailed
 from forwardpass.runtimes import RuntimeOptions, open_runtime
+from forwardpass.runtimes.options import num_available_cores
 
 __all__ = [
     "PARITY_TOLERANCE",
@@ -102,7 +103,7 @@ def proven_onnx(
     from forwardpass.convert.onnx_files import read_opset
 
     calls = tuple(calls)
-    converted = open_runtime(Format.ONNX, str(job.out), options=RuntimeOptions())
+    converted = open_runtime(Format.ONNX, str(job.out), options=RuntimeOptions(num_threads=num_available_cores()))
     comparisons = compared(source, converted, calls, job, locate=locate)
     corrected = true_outputs(converted.signature, [comparison.shapes for comparison in comparisons])
     if corrected:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -19,6 +20,7 @@ from forwardpass.core.tensors import Array
 __all__ = [
     "CalibrationMethod",
     "ConvergencePoint",
+    "Look",
     "Range",
     "TensorHistogram",
     "calibrate",
@@ -61,27 +63,29 @@ class TensorHistogram:
     marks: list[tuple[int, Array]] = field(default_factory=list)
     """The counts as they were after so many calls."""
 
-    def widen(self, values: Array) -> None:
-        """First pass: take note of the least and the greatest value."""
-        self.low = min(self.low, float(values.min()))
-        self.high = max(self.high, float(values.max()))
+    def widen(self, ends: tuple[float, float]) -> None:
+        """First pass: take note of the least and the greatest value of a call."""
+        self.low = min(self.low, ends[0])
+        self.high = max(self.high, ends[1])
 
-    def count(self, values: Array) -> None:
-        """Second pass: count the values between the ends found in the first."""
-        if self.counts is None:
-            self.counts = np.zeros(NUM_BINS, dtype=np.int64)
-        width = (self.high - self.low) or 1.0
-        places = np.subtract(values.reshape(-1), self.low, dtype=np.float64)
-        places *= NUM_BINS / width
-        bins = places.astype(np.int64)
+    def count(self, values: Array) -> Array:
+        """Return how many of these values lie in each bin between the ends found in the first pass."""
+        places = values.reshape(-1) - values.dtype.type(self.low)
+        places /= values.dtype.type((self.high - self.low) or 1.0)
+        places *= NUM_BINS
+        bins = places.astype(np.intp)
         np.clip(bins, 0, NUM_BINS - 1, out=bins)
-        self.counts += np.bincount(bins, minlength=NUM_BINS)
+        return np.bincount(bins, minlength=NUM_BINS)
+
+    def add(self, counts: Array) -> None:
+        """Second pass: add what was counted in a call."""
+        self.counts = counts if self.counts is None else self.counts + counts
 
     def mark(self, num_calls: int) -> None:
         """Remember the counts as they are now."""
         assert self.counts is not None, "a mark is set after something was counted"
         if not self.marks or self.marks[-1][0] != num_calls:
-            self.marks.append((num_calls, self.counts.copy()))
+            self.marks.append((num_calls, self.counts))
 
     @property
     def centres(self) -> Array:
@@ -90,22 +94,33 @@ class TensorHistogram:
         return self.low + (np.arange(NUM_BINS) + 0.5) * (width / NUM_BINS)
 
 
-def calibrate(
-    calls: Callable[[], Iterable[Mapping[str, Array]]],
-) -> dict[str, TensorHistogram]:
-    """Return the histogram of every tensor; `calls` yields the tensors of each call and is iterated twice."""
+Look: TypeAlias = Callable[[Mapping[str, Array]], dict[str, Any]]
+"""Sums up the tensors of one call, by name; called in several threads."""
+
+
+def calibrate(calls: Callable[[Look], Iterable[dict[str, Any]]]) -> dict[str, TensorHistogram]:
+    """Return the histogram of every tensor; `calls(look)` yields what `look` makes of each call, and is asked twice."""
     histograms: dict[str, TensorHistogram] = {}
-    for tensors in calls():
-        for name, values in tensors.items():
-            histograms.setdefault(name, TensorHistogram()).widen(values)
-    for number, tensors in enumerate(calls(), start=1):
-        for name, values in tensors.items():
-            histograms[name].count(values)
+    for ends in calls(_ends):
+        for name, found in ends.items():
+            histograms.setdefault(name, TensorHistogram()).widen(found)
+
+    def count(tensors: Mapping[str, Array]) -> dict[str, Array]:
+        return {name: histograms[name].count(values) for name, values in tensors.items()}
+
+    for number, counts in enumerate(calls(count), start=1):
+        for name, counted in counts.items():
+            histograms[name].add(counted)
             if number.bit_count() == 1:
                 histograms[name].mark(number)
     for histogram in histograms.values():
         histogram.mark(number)
     return histograms
+
+
+def _ends(tensors: Mapping[str, Array]) -> dict[str, tuple[float, float]]:
+    """Return the least and the greatest value of each tensor."""
+    return {name: (float(values.min()), float(values.max())) for name, values in tensors.items()}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

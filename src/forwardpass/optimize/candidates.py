@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -21,18 +20,18 @@ from forwardpass.optimize.calibration import (
     distance_at_half,
 )
 from forwardpass.optimize.clocking import Timer
+from forwardpass.optimize.exposing import Exposer
 from forwardpass.optimize.gains import NodeGain, slower_dynamic, slower_static
 from forwardpass.optimize.library import onnx
 from forwardpass.optimize.naming import load_structure
 from forwardpass.optimize.rescaling import static_forms
+from forwardpass.optimize.side_by_side import map_calls
 from forwardpass.optimize.smoothing import plan_smoothing, write_smoothed
 from forwardpass.optimize.writers import (
     CHAIN_OPERATORS,
     MATRIX_OPERATORS,
     QUANTISED_OPERATORS,
-    Expose,
     StaticPlan,
-    exposing,
     plan_static,
     quantisable_nodes,
     whole_nodes,
@@ -42,9 +41,6 @@ from forwardpass.optimize.writers import (
 )
 from forwardpass.predict import FLOAT_TOLERANCE, relative_error
 from forwardpass.runtimes import RuntimeOptions
-
-if TYPE_CHECKING:
-    from forwardpass.runtimes.onnx import OnnxRuntime
 
 __all__ = [
     "FOLDED",
@@ -87,15 +83,6 @@ NUM_TRIAL_SAMPLES, NUM_TRIAL_SAMPLES_OF_A_BRIEF_SEARCH = 48, 24
 """Enough to tell calibration methods apart, whose errors differ by tens of percent."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Exposed:
-    """A runtime of a file that also answers with tensors within."""
-
-    source: Path
-    names: frozenset[str]
-    runtime: OnnxRuntime
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workshop:
     """What the writers work with."""
@@ -114,8 +101,8 @@ class Workshop:
     """What was seen of tensors, by the float file that they belong to."""
     answers: dict[str, list[Array]] = field(default_factory=dict)
     """What the baseline answers for the samples that trials are compared on."""
-    exposed: list[Exposed] = field(default_factory=list)
-    """The last runtime that was made to look inside a file."""
+    exposer: Exposer = field(default_factory=Exposer)
+    """What looks inside of files."""
     num_trial_samples: int = NUM_TRIAL_SAMPLES
     """On which calibration methods are compared."""
     timer: Timer = field(default_factory=Timer)
@@ -125,23 +112,9 @@ class Workshop:
         """Return what is known of the tensors of a file; whoever looks at more adds it."""
         return self.histograms.setdefault(source, {})
 
-    def exposing(self, source: Path) -> Expose:
-        """Return what gives a runtime of a file that answers with the tensors within: that of before, if it does."""
-
-        def expose(model: onnx.ModelProto, names: Sequence[str]) -> OnnxRuntime:
-            for kept in self.exposed:
-                if kept.source == source and kept.names.issuperset(names):
-                    return kept.runtime
-            self.exposed.clear()  # the memory of one is enough
-            runtime = exposing(model, names)
-            self.exposed.append(Exposed(source=source, names=frozenset(names), runtime=runtime))
-            return runtime
-
-        return expose
-
     def tidy(self) -> None:
         """Remove the intermediate files, and end the timer."""
-        self.exposed.clear()
+        self.exposer.clear()
         self.timer.stop()
         for intermediate in (FOLDED, SMOOTHED):
             (self.folder / intermediate).unlink(missing_ok=True)
@@ -219,7 +192,7 @@ def _make_whole(workshop: Workshop, target: Path) -> Step:
         nodes=nodes,
         operators=CHAIN_OPERATORS,
         known=known,
-        expose=workshop.exposing(source),
+        exposer=workshop.exposer,
     )
     return _calibrated(workshop, source, target, plan)[1]
 
@@ -285,9 +258,7 @@ def completed(model: onnx.ModelProto, names: frozenset[str]) -> frozenset[str]:
 
 def _static(workshop: Workshop, source: Path, target: Path) -> Step:
     nodes = not_slower(source, QUANTISED_OPERATORS, slower_static(workshop.gains))
-    plan = plan_static(
-        source, workshop.calibration, nodes=nodes, known=workshop.seen(source), expose=workshop.exposing(source)
-    )
+    plan = plan_static(source, workshop.calibration, nodes=nodes, known=workshop.seen(source), exposer=workshop.exposer)
     best, step = _calibrated(workshop, source, target, plan)
     workshop.plans[source] = plan, best
     return step
@@ -338,7 +309,7 @@ def _answers(form: Path | bytes, samples: Samples) -> list[Array]:
         if isinstance(form, bytes)
         else OnnxRuntime(str(form), options=options)
     )
-    return [next(iter(runtime.run(group.inputs).values())) for group in samples.batches(1)]
+    return list(map_calls(lambda group: next(iter(runtime.run(group.inputs).values())), samples.batches(1)))
 
 
 def folded(workshop: Workshop) -> Path:
@@ -357,9 +328,7 @@ def _smoothed(workshop: Workshop) -> Path:
     if path.is_file():
         return path
     source = folded(workshop)
-    factors = plan_smoothing(
-        source, workshop.calibration, reduce_range=workshop.reduce_range, expose=workshop.exposing(source)
-    )
+    factors = plan_smoothing(source, workshop.calibration, reduce_range=workshop.reduce_range, exposer=workshop.exposer)
     if not factors:
         raise NothingGained(reason="no activation has channels so uneven that smoothing them makes 8 bits better")
     write_smoothed(source, path, factors)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from forwardpass.core.measurement import Measurement
 from forwardpass.optimize.values import Target, Verdict
 
-__all__ = ["Choice", "Facts", "Judgement", "choose"]
+__all__ = ["MIN_GAIN", "Choice", "Facts", "Judgement", "choose"]
 
 MIN_GAIN = 1.10
 """A variant replaces the float model only if the lower end of its gain's interval is above this. On a shared

@@ -10,6 +10,7 @@ from pathlib import Path
 from forwardpass.core.measurement import Measurement
 from forwardpass.errors import NothingToQuantise
 from forwardpass.optimize.candidates import MIXED, WHOLE, completed, not_slower
+from forwardpass.optimize.choice import MIN_GAIN
 from forwardpass.optimize.gains import (
     Neighbours,
     NodeGain,
@@ -36,12 +37,12 @@ ALWAYS_COMPARED = frozenset({WHOLE, "int8-static"})
 """Which of the two is faster depends on what stands between the nodes, and only whole files show that."""
 LEAST_SHARE = 0.9
 """Of the greatest saving among what keeps the floor: what is foretold to save less is not made."""
-LEAST_SHARE_OF_UNHANDY = 1.05
 UNHANDY = {
     **dict.fromkeys((MIXED, *(name for name, _ in WEIGHTS.values())), "it would take a search of its own"),
     **dict.fromkeys(("int8-dynamic", "int8-dynamic-smooth"), "requests could not share a batch"),
 }
-"""What is made only to save more than this share, and why."""
+"""What is made only if its nodes would be so much faster than with the best of the others that the choice would not
+call it a tie, and why."""
 ENOUGH_TO_SPARE = 0.5
 """Of what may be lost: what keeps the floor so easily needs no twin that is nearer to the source."""
 
@@ -51,6 +52,10 @@ class Forecast:
     """Seconds of a call in one thread that variants save by the sums of their nodes, by name; negative for a loss."""
 
     saved_s: Mapping[str, float]
+    float_s: float = 0.0
+    """What all the nodes take in float."""
+    saved_by_all_s: float | None = None
+    """What `int8-static` would save if those of its nodes that are slower in 8 bits were in 8 bits, too."""
 
     def needless(self, name: str, held: Mapping[str, float]) -> str:
         """Return why a variant would not win against those that keep the floor; empty if it may, or nothing is known.
@@ -73,16 +78,37 @@ class Forecast:
         if held.get(TWINS.get(name, ""), 0.0) >= ENOUGH_TO_SPARE:
             return f"{TWINS[name]}, which is as fast, keeps the floor with half of what may be lost to spare"
         best = max((it for it in held if it in self.saved_s), key=lambda it: self.saved_s[it], default=None)
-        least = LEAST_SHARE_OF_UNHANDY if name in UNHANDY else LEAST_SHARE
         nearer = next((twin for twin, plain in TWINS.items() if plain == name and twin in held), "")
         if nearer and WHOLE not in self.saved_s:
             return f"{nearer}, which is as fast and nearer to the source, keeps the floor"
-        if best is None or name in ALWAYS_COMPARED or saved_s >= least * self.saved_s[best]:
+        if best is None or name in ALWAYS_COMPARED or saved_s >= self._least_s(name, self.saved_s[best]):
             return ""
         return (
             f"foretold to save {format_seconds(saved_s)} of a call, where {best}, which keeps the floor, "
             f"saves {format_seconds(self.saved_s[best])}{f'; {UNHANDY[name]}' if name in UNHANDY else ''}"
         )
+
+    @property
+    def favours_float_nodes(self) -> bool:
+        """Whether leaving nodes in float that are slower in 8 bits makes more of a difference than the choice sees.
+
+        >>> Forecast(saved_s={"int8-static": 2e-3}, float_s=5e-3, saved_by_all_s=1.9e-3).favours_float_nodes
+        False
+        >>> Forecast(saved_s={"int8-static": 2e-3}, float_s=5e-3, saved_by_all_s=-1e-3).favours_float_nodes
+        True
+        """
+        by_all_s = self.saved_by_all_s
+        return by_all_s is not None and self.saved_s.get("int8-static", by_all_s) > self._no_tie_s(by_all_s)
+
+    def _least_s(self, name: str, best_s: float) -> float:
+        """Return what a variant has to save to be made beside one that saves `best_s`."""
+        if name not in UNHANDY:
+            return LEAST_SHARE * best_s
+        return self._no_tie_s(best_s)
+
+    def _no_tie_s(self, best_s: float) -> float:
+        """Return what a variant has to save for the choice not to call it a tie with one that saves `best_s`."""
+        return best_s + (1 - 1 / MIN_GAIN) * max(self.float_s - best_s, 0.0)
 
     def order(self, names: Sequence[str]) -> tuple[str, ...]:
         """Return names in the order in which they are made.
@@ -114,7 +140,15 @@ def forecast_savings(source: Path, gains: Mapping[str, NodeGain]) -> Forecast | 
     with suppress(NothingToQuantise):
         saved_s["int8-dynamic"] = _dynamic_s(source, gains)
     saved_s |= {twin: saved_s[name] for twin, name in TWINS.items() if name in saved_s}
-    return Forecast(saved_s=saved_s)
+    by_all_s = None
+    with suppress(NothingToQuantise):
+        names = frozenset(not_slower(source, QUANTISED_OPERATORS, frozenset()))
+        by_all_s = _in_company_s(model, gains, names)
+    return Forecast(
+        saved_s=saved_s,
+        saved_by_all_s=by_all_s,
+        float_s=sum(gain.float_s.value for gain in gains.values() if gain.float_s),
+    )
 
 
 def _whole_s(model: onnx.ModelProto, gains: Mapping[str, NodeGain]) -> float:

@@ -21,6 +21,7 @@ from forwardpass.core.statistics import measure_median, measure_ratio
 from forwardpass.core.tensors import Array
 from forwardpass.optimize.calibration import CalibrationMethod, TensorHistogram
 from forwardpass.optimize.clocking import Timer
+from forwardpass.optimize.exposing import Exposer
 from forwardpass.optimize.library import onnx
 from forwardpass.optimize.naming import load_named
 from forwardpass.optimize.results import ResultStore, content_key
@@ -29,13 +30,12 @@ from forwardpass.optimize.weights import ALL_FORMS, BlockStore, weight_nodes, wr
 from forwardpass.optimize.writers import (
     MATRIX_OPERATORS,
     QUANTISED_OPERATORS,
-    Expose,
     StaticPlan,
-    exposing,
     write_dynamic,
     write_static,
 )
 from forwardpass.profile import describe_machine
+from forwardpass.runtimes.onnx import OnnxRuntime
 
 __all__ = [
     "Neighbours",
@@ -57,6 +57,7 @@ TRANSPARENT = frozenset({"Relu", "Clip", "MaxPool", "Identity", "Flatten", "Resh
 """What runs on bytes as well as on floats, so that two convolutions with it between them stay in 8 bits."""
 
 ROUNDS, ROUNDS_OF_A_BRIEF_SEARCH = 11, 5
+ROUND_S, ROUND_S_OF_A_BRIEF_SEARCH = 4e-3, 2e-3
 
 _ENDS = (-3.0, 3.0)
 _INPUT, _OUTPUT = "x", "y"
@@ -189,7 +190,7 @@ def measure_gains(
     has_time: Callable[[], bool] = lambda: True,
     is_brief: bool = False,
     timer: Timer | None = None,
-    expose: Expose | None = None,
+    exposer: Exposer | None = None,
 ) -> dict[str, NodeGain]:
     """Return the gain of every node that multiplies an activation with constant weights, depthwise ones too.
 
@@ -199,7 +200,9 @@ def measure_gains(
     """
     model = load_named(source)
     nodes = weighted_nodes(model)
-    shapes = _input_shapes(model, nodes, samples, num_rows, expose or exposing)
+    names = sorted({node.input[0] for node in nodes})
+    runtime = (exposer or Exposer()).expose(source, names)
+    shapes = _input_shapes(runtime, nodes, next(iter(samples.batches(num_rows))).inputs)
     machine = describe_machine()
     gains: dict[str, NodeGain] = {}
     with tempfile.TemporaryDirectory(prefix="forwardpass-gains-") as folder, _kept_or_new(timer) as clock:
@@ -214,7 +217,10 @@ def measure_gains(
                 if not has_time():
                     continue
                 num_rounds = ROUNDS_OF_A_BRIEF_SEARCH if is_brief else ROUNDS
-                known = _measure(single, clock, Path(folder), num_rounds=num_rounds, reduce_range=reduce_range)
+                round_s = ROUND_S_OF_A_BRIEF_SEARCH if is_brief else ROUND_S
+                known = _measure(
+                    single, clock, Path(folder), num_rounds=num_rounds, round_s=round_s, reduce_range=reduce_range
+                )
                 store.keep(brief_key if is_brief else key, known)
             gains[node.name] = known
     return gains
@@ -266,7 +272,7 @@ def time_in_turns(
     timer: Timer | None = None,
     *,
     num_rounds: int = 9,
-    round_s: float = 0.006,
+    round_s: float = 0.003,
 ) -> list[list[float]]:
     """Return the seconds of a call of each file in one thread, round by round; the files take turns in each round.
 
@@ -290,12 +296,10 @@ def _kept_or_new(timer: Timer | None) -> AbstractContextManager[Timer]:
 
 
 def _input_shapes(
-    model: onnx.ModelProto, nodes: Sequence[onnx.NodeProto], samples: Samples, num_rows: int, expose: Expose
+    runtime: OnnxRuntime, nodes: Sequence[onnx.NodeProto], inputs: Mapping[str, Array]
 ) -> dict[str, tuple[int, ...]]:
     """Run one call and look at the activations that the nodes read."""
-    names = sorted({node.input[0] for node in nodes})
-    inputs = next(iter(samples.batches(num_rows))).inputs
-    answers = {**inputs, **expose(model, names).run(inputs)}
+    answers = {**inputs, **runtime.run(inputs)}
     return {node.name: answers[node.input[0]].shape for node in nodes}
 
 
@@ -334,14 +338,16 @@ def _identity(single: onnx.ModelProto) -> list[object]:
     return [node.op_type, attributes, weights, shape, single.opset_import[0].version]
 
 
-def _measure(single: onnx.ModelProto, timer: Timer, folder: Path, *, num_rounds: int, reduce_range: bool) -> NodeGain:
+def _measure(
+    single: onnx.ModelProto, timer: Timer, folder: Path, *, num_rounds: int, round_s: float, reduce_range: bool
+) -> NodeGain:
     files = {"float": folder / "float.onnx"}
     onnx.save(single, str(files["float"]))
     try:
         files |= _quantised(files["float"], folder, single.graph.node[0].op_type, reduce_range=reduce_range)
     except Exception as error:  # the writers are other people's code; such a node stays in float
         return NodeGain(failure=f"{type(error).__name__}: {error}".splitlines()[0])
-    timed = timer.time(TimingRequest(files=tuple(map(str, files.values())), num_rounds=num_rounds))
+    timed = timer.time(TimingRequest(files=tuple(map(str, files.values())), num_rounds=num_rounds, round_s=round_s))
     if timed.failure:
         return NodeGain(failure=timed.failure)
     seconds = {form: np.array(rounds) for form, rounds in zip(files, timed.call_s, strict=True)}

@@ -26,6 +26,7 @@ from forwardpass.optimize.values import LayerEvidence, SearchStep
 __all__ = [
     "MadeVariant",
     "attempt",
+    "keep_apt",
     "make_all",
     "make_first",
     "measure_nodes",
@@ -39,6 +40,10 @@ LEAST_VARIANTS = 2
 """Beside the float model, as many are made as long as they can be measured, however slow the model."""
 MOST_PROMISING = (WHOLE, "int8-static", "int8-dynamic", "int8-static-smooth", "int8-dynamic-smooth")
 """What is made first where there is no time for everything; without convolutions the first is told from the graph."""
+
+
+FIRST_WITH_CONVOLUTIONS, FIRST_WITHOUT_CONVOLUTIONS = "int8-static", "int8-static-smooth"
+"""What is made before nodes are measured, beside the variant that stays in 8 bits from convolution to convolution."""
 
 
 class MadeVariant(msgspec.Struct, frozen=True, kw_only=True):
@@ -121,20 +126,38 @@ def _make_one(
 def make_first(
     workshop: Workshop, search: Search, scorer: Scorer, metric: Metric, needed: frozenset[str], progress: Progress
 ) -> list[Entry]:
-    """Make what wins most often and needs no gains of nodes, in a brief search, and glance at it.
+    """Make what wins most often, in a brief search, before nodes are measured, and glance at it.
 
     So something is found early, and what is measured of nodes decides only what else is made.
     """
     if not search.is_brief:
         return []
-    progress(f"making {WHOLE}", done=0.0)
-    blueprint = next(it for it in blueprints() if it.name == WHOLE)
-    entry = _make_one(blueprint, workshop, search, scorer, needed)
-    if entry is None:
-        return []
-    search.note(entry, metric)
-    _look(entry, workshop, search, scorer)
-    return [entry]
+    plans = {blueprint.name: blueprint for blueprint in blueprints()}
+    found: list[Entry] = []
+    for name in (WHOLE, FIRST_WITH_CONVOLUTIONS):
+        is_without = bool(found) and found[0].is_rejected
+        plan = plans[FIRST_WITHOUT_CONVOLUTIONS if is_without else name]
+        progress(f"making {plan.name}", done=0.0)
+        entry = _make_one(plan, workshop, search, scorer, needed)
+        if entry is None:
+            break
+        search.note(entry, metric)
+        found.append(entry)
+        is_any_faster(scorer.held([entry]), workshop, scorer, search)
+    return found
+
+
+def keep_apt(entries: Sequence[Entry], search: Search) -> list[Entry]:
+    """Return which of those that were made before nodes were measured need not be made again.
+
+    The others would be faster with some node in float; what was found of them is forgotten.
+    """
+    if search.forecast is None or not search.forecast.favours_float_nodes:
+        return list(entries)
+    for entry in entries:
+        if entry.variant.name != WHOLE:
+            search.found_s.pop(entry.variant.name, None)
+    return [entry for entry in entries if entry.variant.name == WHOLE]
 
 
 def _look(entry: Entry, workshop: Workshop, search: Search, scorer: Scorer) -> None:
@@ -185,7 +208,7 @@ def measure_nodes(workshop: Workshop, search: Search, progress: Progress) -> Wor
         has_time=lambda: search.budget.left_s >= enough_s,
         is_brief=search.is_brief,
         timer=workshop.timer,
-        expose=workshop.exposing(folded(workshop)),
+        exposer=workshop.exposer,
     )
     return replace(workshop, gains=gains)
 

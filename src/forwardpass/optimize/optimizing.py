@@ -20,7 +20,7 @@ from forwardpass.optimize.candidates import NUM_TRIAL_SAMPLES_OF_A_BRIEF_SEARCH,
 from forwardpass.optimize.comparing import profile_all
 from forwardpass.optimize.entries import Entry, Search
 from forwardpass.optimize.forecast import forecast_savings
-from forwardpass.optimize.making import make_all, make_first, measure_nodes
+from forwardpass.optimize.making import keep_apt, make_all, make_first, measure_nodes
 from forwardpass.optimize.probe import int8_saturates
 from forwardpass.optimize.results import ResultStore, content_key, hash_file
 from forwardpass.optimize.rules import Situation, rules_that_apply
@@ -113,6 +113,7 @@ def optimize_model(
             workshop = measure_nodes(workshop, search, progress)
             if settings.is_brief and workshop.gains:
                 search.forecast = forecast_savings(folded(workshop), workshop.gains)
+                first = keep_apt(first, search)
             made += make_all(workshop, search, scorer, metric, needed, progress, first)
         others = [Entry(variant=variant) for variant in also]
         if Route.TORCH in settings.routes:

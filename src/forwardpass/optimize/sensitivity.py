@@ -12,12 +12,14 @@ from pathlib import Path
 import numpy as np
 
 from forwardpass.core.protocols import Runtime
-from forwardpass.core.samples import Samples
+from forwardpass.core.samples import SampleGroup, Samples
 from forwardpass.core.tensors import Array
 from forwardpass.optimize.calibration import CalibrationMethod, Range, choose_range
+from forwardpass.optimize.exposing import exposing
 from forwardpass.optimize.library import onnx
 from forwardpass.optimize.naming import load_named
-from forwardpass.optimize.writers import StaticPlan, exposing
+from forwardpass.optimize.side_by_side import map_calls
+from forwardpass.optimize.writers import StaticPlan
 
 __all__ = ["node_errors", "shares_of_error"]
 
@@ -43,13 +45,22 @@ def node_errors(
 def shares_of_error(runtime: Runtime, samples: Samples, pairs: Mapping[str, tuple[str, str]]) -> dict[str, float]:
     """Return the squared difference of each pair of tensors as a share of the first one's square, greatest first."""
     squares = {name: np.zeros(2) for name in pairs}
-    for group in samples.batches(1):
+
+    def call(group: SampleGroup) -> dict[str, Array]:
         answers = runtime.run(group.inputs)
-        for name, (exact, rounded) in pairs.items():
-            values = answers[exact].astype(np.float64)
-            squares[name] += [((answers[rounded] - values) ** 2).sum(), (values**2).sum()]
+        return {name: _squares(answers[exact], answers[rounded]) for name, (exact, rounded) in pairs.items()}
+
+    for found in map_calls(call, samples.batches(1)):
+        for name, added in found.items():
+            squares[name] += added
     errors = {name: float(wrong / whole) if whole else 0.0 for name, (wrong, whole) in squares.items()}
     return dict(sorted(errors.items(), key=lambda item: -item[1]))
+
+
+def _squares(exact: Array, rounded: Array) -> Array:
+    """Return the squared difference of two tensors, and the square of the first."""
+    values = exact.astype(np.float64)
+    return np.array([((rounded - values) ** 2).sum(), (values**2).sum()])
 
 
 def _add_copy(graph: onnx.GraphProto, node: onnx.NodeProto, ranges: dict[str, Range], num_levels: int) -> None:

@@ -17,12 +17,14 @@ from pathlib import Path
 
 import numpy as np
 
-from forwardpass.core.samples import Samples
+from forwardpass.core.samples import SampleGroup, Samples
 from forwardpass.core.tensors import Array
 from forwardpass.errors import NothingToQuantise
+from forwardpass.optimize.exposing import Exposer
 from forwardpass.optimize.library import onnx
 from forwardpass.optimize.naming import load_named
-from forwardpass.optimize.writers import MATRIX_OPERATORS, Expose, exposing, quantisable_nodes
+from forwardpass.optimize.side_by_side import map_calls
+from forwardpass.optimize.writers import MATRIX_OPERATORS, quantisable_nodes
 from forwardpass.runtimes.onnx import OnnxRuntime
 
 __all__ = ["ChannelStatistics", "Smoothed", "best_factors", "plan_smoothing", "smoothing_factors", "write_smoothed"]
@@ -47,12 +49,10 @@ class ChannelStatistics:
     maxima: Array
     rows: list[Array]
 
-    def add(self, values: Array, num_rows: int) -> None:
-        """Take note of the values of one call `[..., channels]`, and keep up to `num_rows` of them."""
-        flat = values.reshape(-1, values.shape[-1])
-        self.maxima = np.maximum(self.maxima, np.abs(flat).max(axis=0))
-        kept = np.unique(np.linspace(0, len(flat) - 1, num_rows).astype(int))
-        self.rows.append(flat[kept].copy())
+    def add(self, maxima: Array, rows: Array) -> None:
+        """Take note of what was seen in one more call."""
+        self.maxima = np.maximum(self.maxima, maxima)
+        self.rows.append(rows)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,7 +64,7 @@ class Smoothed:
 
 
 def plan_smoothing(
-    source: Path, samples: Samples, *, reduce_range: bool, expose: Expose | None = None
+    source: Path, samples: Samples, *, reduce_range: bool, exposer: Exposer | None = None
 ) -> dict[str, Array]:
     """Run the samples once and return what the channels of each activation are to be divided by.
 
@@ -80,7 +80,8 @@ def plan_smoothing(
         raise NothingToQuantise(operators=MATRIX_OPERATORS)
     graph = _Graph(model)
     factors = {}
-    for name, statistics in _observe((expose or exposing)(model, sorted(readers)), sorted(readers), samples).items():
+    runtime = (exposer or Exposer()).expose(source, sorted(readers))
+    for name, statistics in _observe(runtime, sorted(readers), samples).items():
         weights = np.concatenate([_weights(graph, node) for node in readers[name]], axis=1)
         best = best_factors(statistics, weights, num_levels=NUM_WEIGHT_LEVELS[reduce_range])
         if best is not None:
@@ -142,13 +143,24 @@ def _observe(runtime: OnnxRuntime, names: list[str], samples: Samples) -> dict[s
     """Run the samples one at a time and sum up the activations `names`."""
     statistics: dict[str, ChannelStatistics] = {}
     num_rows, stride = max(MAX_ROWS // len(samples), 1), -(-len(samples) // MAX_ROWS)
-    for number, group in enumerate(samples.batches(1)):
-        answers = runtime.run(group.inputs)
-        for name in names:
-            values = answers[name] if name in answers else group.inputs[name]
-            known = statistics.setdefault(name, ChannelStatistics(maxima=np.zeros(values.shape[-1]), rows=[]))
-            known.add(values, num_rows if number % stride == 0 else 0)
+
+    def call(numbered: tuple[int, SampleGroup]) -> dict[str, tuple[Array, Array]]:
+        number, group = numbered
+        answers = {**group.inputs, **runtime.run(group.inputs)}
+        return {name: _maxima_and_rows(answers[name], 0 if number % stride else num_rows) for name in names}
+
+    for seen in map_calls(call, enumerate(samples.batches(1))):
+        for name, (maxima, rows) in seen.items():
+            known = statistics.setdefault(name, ChannelStatistics(maxima=maxima, rows=[]))
+            known.add(maxima, rows)
     return statistics
+
+
+def _maxima_and_rows(values: Array, num_rows: int) -> tuple[Array, Array]:
+    """Return the greatest absolute value of each channel of `[..., channels]`, and up to `num_rows` of the rows."""
+    flat = values.reshape(-1, values.shape[-1])
+    kept = np.unique(np.linspace(0, len(flat) - 1, num_rows).astype(int))
+    return np.abs(flat).max(axis=0), flat[kept]
 
 
 def _rounded_rows(rows: Array) -> Array:

@@ -26,8 +26,8 @@ class TimingRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
     files: tuple[str, ...]
     inputs: str = ""
-    num_rounds: int = 11
-    round_s: float = 0.004
+    num_rounds: int
+    round_s: float
 
 
 class Timed(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -15,10 +15,11 @@ import numpy as np
 
 from forwardpass.core.samples import Samples
 from forwardpass.optimize.blocks import Blocks, block_bytes, quantise_blocks
+from forwardpass.optimize.exposing import exposing
 from forwardpass.optimize.library import onnx
 from forwardpass.optimize.naming import load_named
 from forwardpass.optimize.sensitivity import shares_of_error
-from forwardpass.optimize.writers import MATRIX_OPERATORS, exposing
+from forwardpass.optimize.writers import MATRIX_OPERATORS
 
 __all__ = [
     "ALL_FORMS",

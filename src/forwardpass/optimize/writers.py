@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from forwardpass.core.samples import Samples
+from forwardpass.core.samples import SampleGroup, Samples
 from forwardpass.core.tensors import Array
 from forwardpass.errors import NothingToQuantise
-from forwardpass.optimize.calibration import CalibrationMethod, Range, TensorHistogram, calibrate, choose_range
+from forwardpass.optimize.calibration import CalibrationMethod, Look, Range, TensorHistogram, calibrate, choose_range
+from forwardpass.optimize.exposing import Exposer
 from forwardpass.optimize.library import onnx
 from forwardpass.optimize.naming import load_named
 from forwardpass.optimize.quiet import quiet_quantizer
+from forwardpass.optimize.side_by_side import map_calls
 from forwardpass.optimize.weight_scales import scale_overrides
-from forwardpass.runtimes import RuntimeOptions
 from forwardpass.runtimes.onnx import OnnxRuntime, save_optimised
 
 if TYPE_CHECKING:
@@ -27,9 +28,7 @@ __all__ = [
     "CHAIN_OPERATORS",
     "MATRIX_OPERATORS",
     "QUANTISED_OPERATORS",
-    "Expose",
     "StaticPlan",
-    "exposing",
     "plan_static",
     "quantisable_nodes",
     "static_bytes",
@@ -126,7 +125,7 @@ def plan_static(
     nodes: Set[str] | None = None,
     operators: tuple[str, ...] = QUANTISED_OPERATORS,
     known: dict[str, TensorHistogram] | None = None,
-    expose: Expose | None = None,
+    exposer: Exposer | None = None,
 ) -> StaticPlan:
     """Choose the nodes and run the samples, one at a time and twice, to see the ranges of their activations.
 
@@ -147,7 +146,7 @@ def plan_static(
     seen = {} if known is None else known
     new = [name for name in names if name not in seen]
     if new:
-        seen |= _histograms((expose or exposing)(model, new), new, samples)
+        seen |= _histograms((exposer or Exposer()).expose(source, new), new, samples)
     return StaticPlan(
         nodes=tuple(node.name for node in chosen),
         histograms={name: seen[name] for name in names},
@@ -160,10 +159,12 @@ def _histograms(runtime: OnnxRuntime, names: Sequence[str], samples: Samples) ->
     singles = list(samples.batches(1))
     shuffled = [singles[at] for at in np.random.default_rng(CALL_ORDER_SEED).permutation(len(singles))]
 
-    def calls() -> Iterator[Mapping[str, Array]]:
-        for group in shuffled:
+    def calls(look: Look) -> Iterator[dict[str, Any]]:
+        def call(group: SampleGroup) -> dict[str, Any]:
             answers = runtime.run(group.inputs)
-            yield {name: answers.get(name, group.inputs.get(name, _EMPTY)) for name in names}
+            return look({name: answers.get(name, group.inputs.get(name, _EMPTY)) for name in names})
+
+        return map_calls(call, shuffled)
 
     return calibrate(calls)
 
@@ -310,18 +311,3 @@ def _is_depthwise(node: onnx.NodeProto, model: onnx.ModelProto) -> bool:
     groups = next((attribute.i for attribute in node.attribute if attribute.name == "group"), 1)
     weights = next(tensor for tensor in model.graph.initializer if tensor.name == node.input[1])
     return groups > 1 and weights.dims[1] == 1
-
-
-Expose: TypeAlias = Callable[[onnx.ModelProto, Sequence[str]], OnnxRuntime]
-"""Gives a runtime of a model that also answers with these tensors, and maybe with others."""
-
-
-def exposing(model: onnx.ModelProto, names: Sequence[str]) -> OnnxRuntime:
-    """Return a runtime of the model that also answers with the tensors `names`."""
-    exposed = onnx.ModelProto()
-    exposed.CopyFrom(model)
-    present = {value.name for value in (*exposed.graph.output, *exposed.graph.input)}
-    for name in names:
-        if name not in present:
-            exposed.graph.output.append(onnx.helper.make_empty_tensor_value_info(name))
-    return OnnxRuntime.from_bytes(exposed.SerializeToString(), options=RuntimeOptions())

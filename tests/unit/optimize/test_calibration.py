@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
@@ -24,7 +26,12 @@ VALUES = hnp.arrays(np.float32, st.integers(1, 400), elements=st.floats(-100, 10
 
 def histogram(values: Array, cuts: list[int]) -> TensorHistogram:
     parts = [part for part in np.split(values, sorted(cut % len(values) for cut in cuts)) if len(part)]
-    return calibrate(lambda: ({"x": part} for part in parts))["x"]
+    return calibrated(parts)
+
+
+def calibrated(calls: Iterable[Array]) -> TensorHistogram:
+    kept = list(calls)
+    return calibrate(lambda look: (look({"x": values}) for values in kept))["x"]
 
 
 @given(VALUES, st.lists(st.integers(0, 1000), max_size=5))
@@ -67,7 +74,7 @@ def test_one_outlier_does_not_make_the_scale_coarse_for_all_others() -> None:
 def test_the_curve_of_convergence_ends_at_zero_and_that_of_all_values_only_falls(
     calls: list[Array], method: CalibrationMethod
 ) -> None:
-    found = calibrate(lambda: ({"x": values} for values in calls))["x"]
+    found = calibrated(calls)
     points = convergence([found], method)
     assert [point.num_calls for point in points] == sorted(
         {*(1 << e for e in range(6) if 1 << e <= len(calls)), len(calls)}
@@ -80,8 +87,8 @@ def test_the_curve_of_convergence_ends_at_zero_and_that_of_all_values_only_falls
 
 def test_a_stream_that_repeats_itself_has_settled_and_one_that_grows_has_not() -> None:
     values = np.random.default_rng(3).standard_normal(500).astype(np.float32)
-    steady = calibrate(lambda: ({"x": values} for _ in range(64)))["x"]
-    growing = calibrate(lambda: ({"x": values * scale} for scale in range(1, 65)))["x"]
+    steady = calibrated([values] * 64)
+    growing = calibrated(values * scale for scale in range(1, 65))
     for method in CalibrationMethod:
         assert max(point.distance for point in convergence([steady], method)) < 1e-3
         assert convergence([growing], method)[-2].distance > 0.3
