@@ -35,6 +35,8 @@ TWINS = {"int8-static-smooth": "int8-static", "int8-dynamic-smooth": "int8-dynam
 """What is as fast as another variant and only nearer to the source."""
 ALWAYS_COMPARED = frozenset({WHOLE, "int8-static"})
 """Which of the two is faster depends on what stands between the nodes, and only whole files show that."""
+WORTH_WRITING = 1.02
+"""As fast, by the nodes, for a variant to be written once more without those that are slower in 8 bits."""
 LEAST_SHARE = 0.9
 """Of the greatest saving among what keeps the floor: what is foretold to save less is not made."""
 UNHANDY = {
@@ -90,25 +92,27 @@ class Forecast:
 
     @property
     def favours_float_nodes(self) -> bool:
-        """Whether leaving nodes in float that are slower in 8 bits makes more of a difference than the choice sees.
+        """Whether it pays to write once more what has nodes in 8 bits that are slower so; it takes little.
 
-        >>> Forecast(saved_s={"int8-static": 2e-3}, float_s=5e-3, saved_by_all_s=1.9e-3).favours_float_nodes
+        >>> Forecast(saved_s={"int8-static": 2e-3}, float_s=5e-3, saved_by_all_s=1.98e-3).favours_float_nodes
         False
         >>> Forecast(saved_s={"int8-static": 2e-3}, float_s=5e-3, saved_by_all_s=-1e-3).favours_float_nodes
         True
         """
         by_all_s = self.saved_by_all_s
-        return by_all_s is not None and self.saved_s.get("int8-static", by_all_s) > self._no_tie_s(by_all_s)
+        return by_all_s is not None and self.saved_s.get("int8-static", by_all_s) > self._beyond_s(
+            by_all_s, WORTH_WRITING
+        )
 
     def _least_s(self, name: str, best_s: float) -> float:
         """Return what a variant has to save to be made beside one that saves `best_s`."""
         if name not in UNHANDY:
             return LEAST_SHARE * best_s
-        return self._no_tie_s(best_s)
+        return self._beyond_s(best_s, MIN_GAIN)
 
-    def _no_tie_s(self, best_s: float) -> float:
-        """Return what a variant has to save for the choice not to call it a tie with one that saves `best_s`."""
-        return best_s + (1 - 1 / MIN_GAIN) * max(self.float_s - best_s, 0.0)
+    def _beyond_s(self, best_s: float, times: float) -> float:
+        """Return what nodes have to save to be so many times as fast as those that save `best_s`."""
+        return best_s + (1 - 1 / times) * max(self.float_s - best_s, 0.0)
 
     def order(self, names: Sequence[str]) -> tuple[str, ...]:
         """Return names in the order in which they are made.
