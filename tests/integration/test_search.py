@@ -184,7 +184,7 @@ def test_a_brief_search_makes_what_promises_and_measures_what_is_fastest_at_a_gl
         "int8-static-smooth was not made": "int8-static, which is as fast, keeps the floor with half of what may "
         "be lost to spare",
         "int8-mixed was not made": "foretold to save 810 µs of a call, where int8-static, which keeps the floor, "
-        "saves 800 µs; it would take a search of its own",
+        "saves 800 µs; that is hardly less, and it would take a search of its own",
         "int4-weights was not made": "no node would be faster than in float",
         "int8-static-whole was not measured": "at a glance it takes 1.5 times as long as int8-static",
     }

@@ -87,7 +87,7 @@ class Forecast:
             return ""
         return (
             f"foretold to save {format_seconds(saved_s)} of a call, where {best}, which keeps the floor, "
-            f"saves {format_seconds(self.saved_s[best])}{f'; {UNHANDY[name]}' if name in UNHANDY else ''}"
+            f"saves {format_seconds(self.saved_s[best])}{_but(name, is_more=saved_s > self.saved_s[best])}"
         )
 
     @property
@@ -128,6 +128,13 @@ class Forecast:
         plain = {name: TWINS.get(name, name) for name in names}
         places = list(plain.values())
         return tuple(sorted(names, key=lambda name: (places.index(plain[name]), name not in TWINS)))
+
+
+def _but(name: str, *, is_more: bool) -> str:
+    """Say what speaks against an unhandy variant, after what it would save."""
+    if name not in UNHANDY:
+        return ""
+    return f"; that is hardly less, and {UNHANDY[name]}" if is_more else f"; {UNHANDY[name]}"
 
 
 def forecast_savings(source: Path, gains: Mapping[str, NodeGain]) -> Forecast | None:

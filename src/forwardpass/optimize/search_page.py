@@ -25,8 +25,8 @@ _VERDICT_STATES = {
 
 def candidates_table(optimization: Optimization) -> Markup:
     """Return every variant with its numbers and its verdict."""
-    numbers = ["p50, batch 1", "Gain", optimization.metric, "Against source", "Size", "Cold start", "Peak memory"]
-    numbers.append("USD per million rows")
+    numbers = ["p50, batch 1", "Gain", optimization.metric, "vs source", "Size", "Cold start", "Peak memory"]
+    numbers.append("USD, million rows")
     columns = [Column(title="Variant"), Column(title="Verdict")]
     columns += [Column(title=title, kind="number") for title in numbers]
     rows = [_candidate_row(candidate) for candidate in optimization.candidates]
@@ -80,7 +80,7 @@ def layers_section(optimization: Optimization) -> Iterator[Section]:
     numbers = ("Error of 8 bits", "Float", "Static", "Static inside", "Dynamic")
     columns = [Column(title="Node"), Column(title="What"), *(Column(title=it, kind="number") for it in numbers)]
     columns += [Column(title="In 8 bits"), Column(title="Why", kind="wrap")]
-    rows = [_layer_row(layer) for layer in optimization.layers]
+    columns, rows = _filled(columns, [_layer_row(layer) for layer in optimization.layers])
     lead = (
         "What 8 bits cost each node (squared error as a share of the squared output) and how many times as fast as "
         "in float it is on this machine, in one thread: with float at both ends, between convolutions in 8 bits, "
@@ -114,6 +114,12 @@ def weights_section(optimization: Optimization) -> Iterator[Section]:
     )
     title = "Weights alone in fewer bits"
     yield Section(title=title, lead=lead, parts=(render_table(columns, [RowGroup(rows=rows)], name=title),))
+
+
+def _filled(columns: list[Column], rows: list[list[str | Markup]]) -> tuple[list[Column], list[list[str | Markup]]]:
+    """Leave out the columns that no row has anything in."""
+    places = [place for place in range(len(columns)) if any(row[place] for row in rows)]
+    return [columns[place] for place in places], [[row[place] for place in places] for row in rows]
 
 
 def _layer_row(layer: LayerEvidence) -> list[str | Markup]:

@@ -176,3 +176,9 @@ def test_every_point_is_on_the_front_or_beaten_by_one_that_is(whole: list[tuple[
 def test_the_front_follows_the_direction_of_the_metric(higher: bool) -> None:
     page = render_optimization_page("shop", conversion(), replace(optimization(), higher_is_better=higher))
     assert ("Latency against accuracy. Not beaten: int8-static.<" in page) is higher
+
+
+def test_a_column_of_nodes_that_nothing_is_known_for_is_left_out() -> None:
+    page = render_optimization_page("model", conversion(), optimization())
+    assert "Error of 8 bits" in page
+    assert "Static inside" not in page
