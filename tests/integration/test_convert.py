@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import resource
 from collections.abc import Callable
 from pathlib import Path
 
@@ -28,6 +29,7 @@ from forwardpass.errors import (
     OpsetUnavailable,
     ParityFailed,
     SourceNotFound,
+    StorageFailed,
     UnsteadySource,
     UnsupportedOperator,
     UntrustedPickle,
@@ -433,3 +435,18 @@ def test_weights_that_are_not_there_are_named(tmp_path: Path) -> None:
     source = TorchSource(reference=f"{SOURCES}:tokens", weights=str(tmp_path / "none.safetensors"))
     with pytest.raises(SourceNotFound, match=r"expected a \.safetensors file"):
         convert_to_onnx(source, FOUR, out=tmp_path / "m.onnx", progress=silent)
+
+
+@pytest.mark.parametrize("opset", [None, 18])
+def test_a_file_that_cannot_be_written_is_the_fault_of_the_disk_and_not_of_the_model(
+    opset: int | None, tmp_path: Path
+) -> None:
+    source, out = write_mlp(tmp_path / "model.onnx"), tmp_path / "out" / "copy.onnx"
+    limit, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (64, most))
+    try:
+        with pytest.raises(StorageFailed):
+            convert_to_onnx(source, None, out=out, opset=opset, progress=silent)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, most))
+    assert not any(out.parent.iterdir())

@@ -191,6 +191,20 @@ def test_a_brief_search_makes_what_promises_and_measures_what_is_fastest_at_a_gl
     assert [layer.is_in_8_bits for layer in result.layers if layer.name == "plain"] == [True]
 
 
+@pytest.mark.parametrize(("by_all_s", "num_times"), [(7.99e-4, 1), (-1e-4, 2)])
+def test_what_was_made_before_nodes_were_measured_is_made_again_only_if_that_pays(
+    by_all_s: float, num_times: int, model: Variant, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved_s = {"int8-static": 8e-4, WHOLE: 7e-4}
+    forecast = Forecast(saved_s=saved_s, float_s=1e-3, saved_by_all_s=by_all_s)
+    monkeypatch.setattr(optimizing, "forecast_savings", lambda *_: forecast)
+    monkeypatch.setattr(brevity, "time_in_turns", seconds_of(int8_static=2e-4, int8_static_whole=3e-4))
+    result = search(model, tmp_path / "work", BRIEF)
+    made = [step.what for step in result.path]
+    assert (made.count("int8-static"), made.count(WHOLE)) == (num_times, 1)
+    assert result.find("int8-static").profile is not None
+
+
 def test_a_brief_search_makes_everything_when_what_promised_most_is_not_faster(
     model: Variant, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -32,19 +32,26 @@ def write_checked(source: Path, target: Path) -> None:
     from onnx.external_data_helper import load_external_data_for_model
 
     try:
-        if model is given and not outside:
-            shutil.copyfile(source, target)
-        else:
-            load_external_data_for_model(model, str(source.parent))
-            onnx.save(model, str(target))
-        onnx.checker.check_model(str(target))  # the file, not the object, which it would write once more
+        load_external_data_for_model(model, str(source.parent))
     except (onnx.checker.ValidationError, ValueError, OSError) as error:
-        raise InvalidModel(path=str(source), reason=str(error).strip().splitlines()[0]) from error
+        raise _invalid(source, error) from error
+    if model is given and not outside:
+        shutil.copyfile(source, target)
+    else:
+        onnx.save(model, str(target))
+    try:
+        onnx.checker.check_model(str(target))  # the file, not the object, which it would write once more
+    except (onnx.checker.ValidationError, ValueError) as error:
+        raise _invalid(source, error) from error
 
 
 def read_opset(path: Path) -> int:
     """Return the version of the standard operators that a file uses."""
     return opset_of(onnx.load(str(path), load_external_data=False))
+
+
+def _invalid(source: Path, error: Exception) -> InvalidModel:
+    return InvalidModel(path=str(source), reason=str(error).strip().splitlines()[0])
 
 
 def _read(source: Path) -> onnx.ModelProto:

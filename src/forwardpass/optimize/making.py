@@ -133,18 +133,20 @@ def make_first(
     if not search.is_brief:
         return []
     plans = {blueprint.name: blueprint for blueprint in blueprints()}
-    found: list[Entry] = []
-    for name in (WHOLE, FIRST_WITH_CONVOLUTIONS):
-        is_without = bool(found) and found[0].is_rejected
-        plan = plans[FIRST_WITHOUT_CONVOLUTIONS if is_without else name]
-        progress(f"making {plan.name}", done=0.0)
-        entry = _make_one(plan, workshop, search, scorer, needed)
-        if entry is None:
-            break
-        search.note(entry, metric)
-        found.append(entry)
-        is_any_faster(scorer.held([entry]), workshop, scorer, search)
-    return found
+
+    def make(name: str) -> Entry | None:
+        progress(f"making {name}", done=0.0)
+        entry = _make_one(plans[name], workshop, search, scorer, needed)
+        if entry is not None:
+            search.note(entry, metric)
+            is_any_faster(scorer.held([entry]), workshop, scorer, search)
+        return entry
+
+    whole = make(WHOLE)
+    if whole is None:
+        return []
+    other = make(FIRST_WITHOUT_CONVOLUTIONS if whole.is_rejected else FIRST_WITH_CONVOLUTIONS)
+    return [whole] if other is None else [whole, other]
 
 
 def keep_apt(entries: Sequence[Entry], search: Search) -> list[Entry]:

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 
-from forwardpass.core.protocols import Runtime
 from forwardpass.core.samples import SampleGroup, Samples
 from forwardpass.core.tensors import Array
 from forwardpass.optimize.calibration import CalibrationMethod, Range, choose_range
@@ -20,6 +19,7 @@ from forwardpass.optimize.library import onnx
 from forwardpass.optimize.naming import load_named
 from forwardpass.optimize.side_by_side import map_calls
 from forwardpass.optimize.writers import StaticPlan
+from forwardpass.runtimes.onnx import OnnxRuntime
 
 __all__ = ["node_errors", "shares_of_error"]
 
@@ -42,7 +42,7 @@ def node_errors(
     return shares_of_error(exposing(model, [name for pair in pairs.values() for name in pair]), samples, pairs)
 
 
-def shares_of_error(runtime: Runtime, samples: Samples, pairs: Mapping[str, tuple[str, str]]) -> dict[str, float]:
+def shares_of_error(runtime: OnnxRuntime, samples: Samples, pairs: Mapping[str, tuple[str, str]]) -> dict[str, float]:
     """Return the squared difference of each pair of tensors as a share of the first one's square, greatest first."""
     squares = {name: np.zeros(2) for name in pairs}
 

@@ -75,7 +75,7 @@ def session_options(options: RuntimeOptions) -> ort.SessionOptions:
 
 
 class OnnxRuntime:
-    """One ONNX file in one session."""
+    """One ONNX file in one session, which may be called from several threads at once."""
 
     name = "onnxruntime"
     version = ort.__version__
