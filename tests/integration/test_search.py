@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 
+from forwardpass.core.measurement import Interval, Measurement
 from forwardpass.core.metrics import METRICS
 from forwardpass.core.samples import SampleGroup, Samples, SampleSplits, split_samples
 from forwardpass.core.slo import QualityFloor
@@ -34,9 +36,10 @@ from forwardpass.optimize.candidates import MIXED, WHOLE, Blueprint, Workshop, b
 from forwardpass.optimize.evaluation import Answers
 from forwardpass.optimize.evaluation import answer as answer_all
 from forwardpass.optimize.forecast import Forecast
-from forwardpass.optimize.gains import measure_gains
+from forwardpass.optimize.gains import NodeGain, measure_gains
 from forwardpass.optimize.results import ResultStore
 from forwardpass.optimize.verdicts import choose_entry
+from forwardpass.optimize.writers import nodes_in_8_bits
 from forwardpass.profile import ProfileSettings
 from tests.models import write_cnn
 
@@ -160,6 +163,8 @@ def test_what_is_slowest_at_a_glance_is_left_unmeasured_when_time_is_short(
 
 
 BRIEF = OptimizeSettings(profile=TINY, is_brief=True)
+HALF = Measurement(value=0.5, unit="ratio", interval=Interval(low=0.4, high=0.6), num_repetitions=5)
+SLOWER = NodeGain(float_s=replace(HALF, unit="s"), static=HALF, inside=HALF)
 
 
 def seconds_of(**known: float) -> Callable[[Sequence[Path], object, object], list[list[float]]]:
@@ -195,14 +200,18 @@ def test_a_brief_search_makes_what_promises_and_measures_what_is_fastest_at_a_gl
 def test_what_was_made_before_nodes_were_measured_is_made_again_only_if_that_pays(
     by_all_s: float, num_times: int, model: Variant, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    saved_s = {"int8-static": 8e-4, WHOLE: 7e-4}
+    saved_s = {"int8-static": 8e-4, WHOLE: 7e-4, "int8-static-smooth": 8e-4, MIXED: 8e-4}
     forecast = Forecast(saved_s=saved_s, float_s=1e-3, saved_by_all_s=by_all_s)
     monkeypatch.setattr(optimizing, "forecast_savings", lambda *_: forecast)
+    monkeypatch.setattr(making, "measure_gains", lambda *_, **__: {"plain": SLOWER})
     monkeypatch.setattr(brevity, "time_in_turns", seconds_of(int8_static=2e-4, int8_static_whole=3e-4))
     result = search(model, tmp_path / "work", BRIEF)
     made = [step.what for step in result.path]
     assert (made.count("int8-static"), made.count(WHOLE)) == (num_times, 1)
     assert result.find("int8-static").profile is not None
+    in_8_bits = nodes_in_8_bits(onnx.load(result.find("int8-static").variant.location))
+    assert {layer.name for layer in result.layers if layer.is_in_8_bits} == in_8_bits
+    assert ("plain" in in_8_bits) == (num_times == 1)
 
 
 def test_a_brief_search_makes_everything_when_what_promised_most_is_not_faster(

@@ -22,6 +22,7 @@ from forwardpass.optimize.probe import int8_saturates
 from forwardpass.optimize.rescaling import static_forms
 from forwardpass.optimize.writers import (
     CHAIN_OPERATORS,
+    nodes_in_8_bits,
     plan_static,
     static_bytes,
     whole_nodes,
@@ -252,3 +253,11 @@ def test_the_structure_of_a_file_is_read_once_and_holds_no_weights(cnn: Path, tm
     whole.graph.node[0].name = "another"
     onnx.save(whole, str(source))
     assert load_structure(source).graph.node[0].name == "another"
+
+
+@pytest.mark.parametrize("num_nodes", [1, None])
+def test_a_static_file_tells_which_of_its_nodes_are_in_8_bits(num_nodes: int | None, cnn: Path, tmp_path: Path) -> None:
+    everything = plan_static(cnn, samples_of(3, 8, 8))
+    plan = replace(everything, nodes=everything.nodes[:num_nodes])
+    write_static(cnn, tmp_path / "static.onnx", plan, method=CalibrationMethod.MINMAX, reduce_range=False)
+    assert nodes_in_8_bits(onnx.load(str(tmp_path / "static.onnx"))) == set(plan.nodes)

@@ -129,9 +129,13 @@ def _layer(work: MixedWork, model: onnx.ModelProto, node: onnx.NodeProto) -> Lay
 def _layer_reason(work: MixedWork, name: str, gain: NodeGain) -> str:
     if gain.failure:
         return f"cannot be measured in 8 bits: {gain.failure}"
+    best = max((it.value for it in (gain.static, gain.inside) if it is not None), default=None)
+    is_slower = best is not None and best <= 1
     if name in work.in_8_bits:
+        if work.terms.is_for_speed and is_slower:
+            return "slower in 8 bits on this machine, by too little to count for the whole"
         return f"{'gains' if work.terms.is_for_speed else 'smaller'} in 8 bits, and the floor holds"
-    if gain.static is not None and max(gain.static.value, gain.inside.value if gain.inside else 0.0) <= 1:
+    if is_slower:
         return "slower in 8 bits on this machine"
     if name in work.errors:
         return "stays in float for the floor"

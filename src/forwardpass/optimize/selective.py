@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 
 from forwardpass.core.metrics import Metric
 from forwardpass.core.protocols import Progress
 from forwardpass.core.variants import Format, Precision, Variant
 from forwardpass.optimize.brevity import needless_beside
-from forwardpass.optimize.candidates import MIXED, WHOLE, Workshop, blueprints, build, folded, not_slower
+from forwardpass.optimize.candidates import MIXED, WHOLE, Workshop, blueprints, build, folded
 from forwardpass.optimize.entries import SHARE_OF_MAKING, SHARE_OF_SCORING, Entry, Search
-from forwardpass.optimize.gains import describe_node, slower_static
+from forwardpass.optimize.gains import describe_node
 from forwardpass.optimize.making import MadeVariant, attempt, measure_nodes, recall, record
 from forwardpass.optimize.mixing import MixedWork, build_mixed, layers_of
 from forwardpass.optimize.naming import load_structure
@@ -22,7 +23,7 @@ from forwardpass.optimize.terms import Terms
 from forwardpass.optimize.values import LayerEvidence
 from forwardpass.optimize.weighting import WEIGHTS, WeightWork, build_weights, evidence_of
 from forwardpass.optimize.weights import weight_nodes
-from forwardpass.optimize.writers import QUANTISED_OPERATORS
+from forwardpass.optimize.writers import nodes_in_8_bits
 
 __all__ = ["make_int8_of", "make_mixed", "make_weights"]
 
@@ -36,20 +37,22 @@ def make_mixed(
     progress: Progress,
 ) -> list[Entry]:
     """Make the variant with some nodes in float, where that is faster or keeps a floor that is missed without."""
-    static = [
-        it.validation.value
+    made_static = [
+        it
         for it in entries
         if it.validation
         and it.variant.format is Format.ONNX
         and it.variant.precision is Precision.INT8_STATIC
         and it.variant.name != WHOLE
     ]
-    if not static:
+    if not made_static:
         return []
+    static = [it.validation.value for it in made_static if it.validation]
     reason = needless_beside(entries, MIXED, search, scorer)
     if reason:
         search.omit(MIXED, reason)
-        search.layers = _layers_of_static(workshop, _mixed_work(workshop, search, static, scorer, key=""))
+        work = _mixed_work(workshop, search, static, scorer, key="")
+        search.layers = _layers_of_static(made_static[-1].variant, work)
         return []
     made = _mixed(workshop, search, static, scorer, progress)
     if made is None:
@@ -112,10 +115,10 @@ def _terms(workshop: Workshop, search: Search, scorer: Scorer, *, key: str) -> T
     )
 
 
-def _layers_of_static(workshop: Workshop, work: MixedWork) -> tuple[LayerEvidence, ...]:
+def _layers_of_static(static: Variant, work: MixedWork) -> tuple[LayerEvidence, ...]:
     """Return what is known of each node where no mixed variant was made: in 8 bits is what the static one has so."""
-    work.gains = dict(workshop.gains)
-    work.in_8_bits = frozenset(not_slower(work.source, QUANTISED_OPERATORS, slower_static(work.gains)))
+    work.gains = dict(work.terms.workshop.gains)
+    work.in_8_bits = nodes_in_8_bits(load_structure(Path(static.location)))
     return layers_of(work)
 
 

@@ -29,6 +29,7 @@ __all__ = [
     "MATRIX_OPERATORS",
     "QUANTISED_OPERATORS",
     "StaticPlan",
+    "nodes_in_8_bits",
     "plan_static",
     "quantisable_nodes",
     "static_bytes",
@@ -276,6 +277,13 @@ def quantisable_nodes(model: onnx.ModelProto, operators: Sequence[str]) -> list[
     if not nodes:
         raise NothingToQuantise(operators=operators)
     return nodes
+
+
+def nodes_in_8_bits(model: onnx.ModelProto) -> frozenset[str]:
+    """Return the names of the nodes whose weights a static 8-bit file holds in 8 bits."""
+    restored = {output for node in model.graph.node if node.op_type == "DequantizeLinear" for output in node.output}
+    nodes = [node for node in model.graph.node if node.op_type in QUANTISED_OPERATORS]
+    return frozenset(node.name for node in nodes if node.input[1] in restored)
 
 
 def whole_nodes(model: onnx.ModelProto) -> list[onnx.NodeProto]:
